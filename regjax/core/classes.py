@@ -1,0 +1,97 @@
+"""Logits and labels: the conventions that losses and diagnostics share.
+
+Labels of integer dtype are class ids with the shape of ``logits`` without the class axis; floating ones are
+probabilities with the shape of ``logits``. The dtype decides, statically. ``where`` is a boolean mask that broadcasts
+to ``logits`` and names the classes that exist: the others leave the softmax, the maximum and every mean over classes.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from regjax.core import checks
+from regjax.core.types import Array
+
+
+class ClassInputs(NamedTuple):
+    """Checked inputs with the class axis last: logits in float32 or better, labels as ids or probabilities."""
+
+    logits: Array
+    labels: Any
+    where: Array | None
+    is_ids: bool
+
+
+def class_inputs(function: str, logits: Any, labels: Any = None, *, axis: int = -1, where: Any = None) -> ClassInputs:
+    """Checks logits, labels and class mask, moves the class axis last and casts to float32 or better."""
+    logits = checks.floating(function, "logits", logits, min_ndim=1)
+    axis = checks.integer(function, "axis", axis, low=-logits.ndim, high=logits.ndim - 1) % logits.ndim
+    shape = logits.shape
+    if shape[axis] < 1:
+        checks.fail(function, "logits", "an array with at least one class on its class axis", logits)
+    ids_shape = shape[:axis] + shape[axis + 1 :]
+    is_ids = False
+    if labels is not None:
+        labels = checks.array(function, "labels", labels)
+        is_ids = bool(jnp.issubdtype(labels.dtype, jnp.integer))
+        want = ids_shape if is_ids else shape
+        if labels.dtype == jnp.bool_ or labels.shape != want:
+            text = f"integer class ids of shape {list(ids_shape)} or probabilities of shape {list(shape)}"
+            checks.fail(function, "labels", text, labels)
+        if not is_ids:
+            labels = jnp.moveaxis(labels, axis, -1).astype(jnp.promote_types(jnp.float32, labels.dtype))
+    if where is not None:
+        where = checks.array(function, "where", where)
+        fits = where.ndim <= len(shape) and all(w in (1, n) for w, n in zip(where.shape[::-1], shape[::-1], strict=False))
+        if where.dtype != jnp.bool_ or not fits:
+            checks.fail(function, "where", f"a boolean mask of classes that broadcasts to logits {list(shape)}", where)
+        where = jnp.moveaxis(jnp.broadcast_to(where, shape), axis, -1)
+    logits = jnp.moveaxis(logits, axis, -1)
+    return ClassInputs(logits.astype(jnp.promote_types(jnp.float32, logits.dtype)), labels, where, is_ids)
+
+
+def log_softmax(logits: Array, where: Array | None = None) -> Array:
+    """Log-softmax over the last axis among the classes that exist: -inf for the others, 0 everywhere if none does."""
+    if where is None:
+        return jax.nn.log_softmax(logits, axis=-1)
+    some = jnp.any(where, axis=-1, keepdims=True)
+    kept = jnp.where(some, jnp.where(where, logits, -jnp.inf), 0)
+    return jnp.where(some, jax.nn.log_softmax(kept, axis=-1), 0)
+
+
+def pick(values: Array, ids: Array) -> Array:
+    """``values[..., ids]`` on the last axis; an id outside [0, K) gives NaN, so that a wrong label is seen.
+
+    A compare and a sum rather than a gather: both directions fuse, and the class axis may be sharded.
+    """
+    num_classes = values.shape[-1]
+    here = jax.lax.broadcasted_iota(ids.dtype, values.shape, values.ndim - 1) == ids[..., None]
+    chosen = jnp.sum(jnp.where(here, values, 0), axis=-1)
+    return jnp.where((ids >= 0) & (ids < num_classes), chosen, jnp.nan)
+
+
+def expected_under(values: Array, labels: Array, is_ids: bool) -> Array:
+    """``sum_k y_k values_k`` with 0 * inf = 0: a class of probability 0 adds nothing."""
+    if is_ids:
+        return pick(values, labels)
+    used = labels != 0
+    return jnp.sum(jnp.where(used, labels * jnp.where(used, values, 0), 0), axis=-1)
+
+
+def class_mean(values: Array, where: Array | None) -> Array:
+    """The mean over the classes that exist, on the last axis; 0 where none does."""
+    if where is None:
+        return jnp.mean(values, axis=-1)
+    count = jnp.sum(where, axis=-1)
+    return jnp.sum(jnp.where(where, values, 0), axis=-1) / jnp.maximum(count, 1)
+
+
+def one_hot(labels: Array, is_ids: bool, num_classes: int, dtype: Any) -> Array:
+    """Labels as probabilities."""
+    return jax.nn.one_hot(labels, num_classes, dtype=dtype) if is_ids else labels.astype(dtype)
+
+
+def cross_entropy(x: ClassInputs) -> Array:
+    """Softmax cross-entropy of checked inputs, per example."""
+    return -expected_under(log_softmax(x.logits, x.where), x.labels, x.is_ids)

@@ -1,0 +1,42 @@
+"""Rows of batch-sharded arrays: gathers, scatters and class sums that Explicit meshes accept.
+
+On an Explicit mesh indexing a sharded axis is an error unless the result's sharding is named; on an Auto mesh and
+without one the compiler chooses, and nothing is named.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+
+from regjax.core.types import Array
+
+
+def explicit_sharding(x: Array) -> jax.sharding.NamedSharding | None:
+    """The sharding in an array's type where its mesh has Explicit axes, else None."""
+    sharding = jax.typeof(x).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+
+
+def take_rows(x: Array, indices: Array) -> Array:
+    """``x[indices]`` on the leading axis, sharded over examples as ``indices`` is, else as ``x`` is."""
+    here, there = explicit_sharding(x), explicit_sharding(indices)
+    if here is None:
+        return x[indices]
+    rows = there.spec[0] if there is not None and there.spec[0] is not None else here.spec[0]
+    return x.at[indices].get(out_sharding=here.update(spec=jax.P(rows, *here.spec[1:])))
+
+
+def set_rows(x: Array, indices: Array, rows: Array) -> Array:
+    """``x`` with ``x[indices] = rows``, sharded as ``x`` is; in place where the caller donates ``x``."""
+    sharding = explicit_sharding(x)
+    if sharding is None:
+        return x.at[indices].set(rows)
+    return x.at[indices].set(rows, out_sharding=sharding)
+
+
+def contract_rows(a: Array, b: Array) -> Array:
+    """``a.T @ b`` for ``a [B, M]``, ``b [B, N]``: the sum over a batch that may be sharded; the result is replicated."""
+    sharding = explicit_sharding(a) or explicit_sharding(b)
+    if sharding is None:
+        return jnp.einsum("bm,bn->mn", a, b)
+    return jnp.einsum("bm,bn->mn", a, b, out_sharding=sharding.update(spec=jax.P(None, None)))

@@ -1,0 +1,3 @@
+"""Stage."""
+
+__all__: list[str] = []

@@ -1,0 +1,155 @@
+"""Soft targets and penalties of the top logit: label smoothing, MaxSup."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from regjax.core import checks, classes
+from regjax.core.types import Array, Strength
+
+
+def label_smoothing(
+    logits: Any,
+    labels: Any,
+    *,
+    alpha: Strength = 0.1,
+    off_target_only: bool = False,
+    axis: int = -1,
+    where: Any = None,
+) -> Array:
+    r"""Cross-entropy against labels mixed with the uniform distribution.
+
+    Formula:
+      .. math:: (1 - \alpha)\, CE(z, y) + \alpha \left( -\frac{1}{K} \sum_k \log p_k \right), \quad p = softmax(z)
+
+      With ``off_target_only`` the mass :math:`\alpha` goes to the K - 1 other classes in equal parts, and none to the
+      target. Without building a one-hot target in either case.
+
+    Args:
+      logits: float ``[..., K]``, classes on ``axis``.
+      labels: integer class ids ``[...]``, or probabilities of the shape of ``logits`` (mixup output).
+      alpha: the mass moved off the target, default 0.1; at most 1, and negative values sharpen. 0 is cross-entropy.
+      off_target_only: which convention; False (default) is that of optax and PyTorch.
+      axis: the class axis.
+      where: boolean, broadcasts to ``logits``: the classes that exist; the others get no mass.
+
+    Returns:
+      The loss of each example, ``[...]``, in float32 or better.
+
+    Raises:
+      ValueError: if a shape or dtype does not fit, ``alpha`` is not finite or above 1, or ``off_target_only`` is asked
+        for one class.
+
+    Cost:
+      None beyond cross-entropy: one pass over the logits each way.
+
+    Example:
+      >>> import jax.numpy as jnp, regjax as rj
+      >>> round(float(rj.losses.label_smoothing(jnp.array([2.0, 1.0, 0.0]), jnp.array(0), alpha=0.1)), 5)
+      0.50761
+
+    References:
+      Szegedy et al., Rethinking the Inception Architecture for Computer Vision, 2015, arXiv 1512.00567. Xia et al.,
+      Towards Understanding Why Label Smoothing Degrades Selective Classification and How to Fix It, 2024,
+      arXiv 2403.14715.
+    """
+    name = "losses.label_smoothing"
+    checks.number(name, "alpha", alpha, high=1.0)
+    checks.boolean(name, "off_target_only", off_target_only)
+    x = classes.class_inputs(name, logits, labels, axis=axis, where=where)
+    log_p = classes.log_softmax(x.logits, x.where)
+    cross_entropy = -classes.expected_under(log_p, x.labels, x.is_ids)
+    alpha = jnp.asarray(alpha, cross_entropy.dtype)
+    num_classes = x.logits.shape[-1]
+    if off_target_only:
+        # The uniform part over the other classes is (K * mean - target) / (K - 1).
+        if num_classes < 2:
+            checks.fail(name, "off_target_only", "False for a single class", off_target_only)
+        count = num_classes if x.where is None else jnp.sum(x.where, axis=-1)
+        uniform = (-count * classes.class_mean(log_p, x.where) - cross_entropy) / jnp.maximum(count - 1, 1)
+    else:
+        uniform = -classes.class_mean(log_p, x.where)
+    return (1 - alpha) * cross_entropy + alpha * uniform
+
+
+def max_suppression(logits: Any, *, axis: int = -1, where: Any = None) -> Array:
+    r"""The distance of the top logit from the mean logit.
+
+    Formula:
+      .. math:: \max_k z_k - \frac{1}{K} \sum_k z_k
+
+      The gradient is ``onehot(argmax z) - 1/K``; ties share it evenly.
+
+    Args:
+      logits: float ``[..., K]``, classes on ``axis``.
+      axis: the class axis.
+      where: boolean, broadcasts to ``logits``: the classes that exist.
+
+    Returns:
+      The penalty of each example, ``[...]``, at least 0, in float32 or better.
+
+    Raises:
+      ValueError: if a shape or dtype does not fit.
+
+    Cost:
+      One pass over the logits.
+
+    Example:
+      >>> import jax.numpy as jnp, regjax as rj
+      >>> float(rj.losses.max_suppression(jnp.array([2.0, 1.0, 0.0])))
+      1.0
+
+    References:
+      Zhou et al., MaxSup: Overcoming Representation Collapse in Label Smoothing, 2025, arXiv 2502.15798.
+    """
+    x = classes.class_inputs("losses.max_suppression", logits, axis=axis, where=where)
+    return _max_minus_mean(x)
+
+
+def maxsup(logits: Any, labels: Any, *, weight: Strength = 0.1, axis: int = -1, where: Any = None) -> Array:
+    r"""Cross-entropy plus a penalty on the top logit: label smoothing without its error-enhancing term.
+
+    Formula:
+      .. math:: CE(z, y) + w \left( \max_k z_k - \frac{1}{K} \sum_k z_k \right)
+
+      Equal to label smoothing with ``alpha = weight`` wherever the prediction is right; where it is wrong the top class
+      is pushed down in place of the label. No stop-gradient.
+
+    Args:
+      logits: float ``[..., K]``, classes on ``axis``.
+      labels: integer class ids ``[...]``, or probabilities of the shape of ``logits``; the penalty ignores them.
+      weight: the penalty's weight, at least 0, default 0.1; the authors raise it linearly from 0.1 in the first epoch to
+        0.2 in the last. 0 is cross-entropy.
+      axis: the class axis.
+      where: boolean, broadcasts to ``logits``: the classes that exist.
+
+    Returns:
+      The loss of each example, ``[...]``, in float32 or better.
+
+    Raises:
+      ValueError: if a shape or dtype does not fit, or ``weight`` is negative or not finite.
+
+    Cost:
+      None beyond cross-entropy: one pass over the logits each way.
+
+    Example:
+      >>> import jax.numpy as jnp, regjax as rj
+      >>> round(float(rj.losses.maxsup(jnp.array([2.0, 1.0, 0.0]), jnp.array(1), weight=0.1)), 5)
+      1.50761
+
+    References:
+      Zhou et al., MaxSup: Overcoming Representation Collapse in Label Smoothing, 2025, arXiv 2502.15798. Paper and code
+      agree but for the ramp's last value (0.2, or 0.1989 where the code divides by E instead of E - 1).
+    """
+    name = "losses.maxsup"
+    checks.number(name, "weight", weight, low=0.0)
+    x = classes.class_inputs(name, logits, labels, axis=axis, where=where)
+    loss = classes.cross_entropy(x)
+    return loss + jnp.asarray(weight, loss.dtype) * _max_minus_mean(x)
+
+
+def _max_minus_mean(x: classes.ClassInputs) -> Array:
+    if x.where is None:
+        return jnp.max(x.logits, axis=-1) - jnp.mean(x.logits, axis=-1)
+    top = jnp.max(jnp.where(x.where, x.logits, -jnp.inf), axis=-1)
+    return jnp.where(jnp.any(x.where, axis=-1), top, 0) - classes.class_mean(x.logits, x.where)
