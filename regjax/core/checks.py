@@ -24,7 +24,7 @@ def describe(value: Any) -> str:
     """A short text for an offending value: shape and dtype of an array, else its repr."""
     if isinstance(value, (jax.Array, np.ndarray)):
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
-    text = repr(value)
+    text = repr(value.item() if isinstance(value, np.generic) else value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

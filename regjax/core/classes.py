@@ -39,7 +39,9 @@ def class_inputs(function: str, logits: Any, labels: Any = None, *, axis: int = 
         if labels.dtype == jnp.bool_ or labels.shape != want:
             text = f"integer class ids of shape {list(ids_shape)} or probabilities of shape {list(shape)}"
             checks.fail(function, "labels", text, labels)
-        if not is_ids:
+        if is_ids:
+            labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # a narrow dtype could not count the classes
+        else:
             labels = jnp.moveaxis(labels, axis, -1).astype(jnp.promote_types(jnp.float32, labels.dtype))
     if where is not None:
         where = checks.array(function, "where", where)
@@ -92,6 +94,29 @@ def one_hot(labels: Array, is_ids: bool, num_classes: int, dtype: Any) -> Array:
     return jax.nn.one_hot(labels, num_classes, dtype=dtype) if is_ids else labels.astype(dtype)
 
 
-def cross_entropy(x: ClassInputs) -> Array:
-    """Softmax cross-entropy of checked inputs, per example."""
-    return -expected_under(log_softmax(x.logits, x.where), x.labels, x.is_ids)
+class Normalised(NamedTuple):
+    """Logits relative to the largest, -inf for absent classes, and the logarithm of the sum of their exponentials.
+
+    Losses written with the two parts, instead of with their difference, read the logits once each way: no array of
+    log-probabilities is kept for the backward pass.
+    """
+
+    shifted: Array
+    log_total: Array
+
+
+def normalise(logits: Array, where: Array | None = None) -> Normalised:
+    """The two parts of ``log_softmax = shifted - log_total``; with no class at all ``log_total`` is 0."""
+    kept = logits if where is None else jnp.where(where, logits, -jnp.inf)
+    top = jax.lax.stop_gradient(jnp.max(kept, axis=-1, keepdims=True))
+    shifted = kept - jnp.where(jnp.isfinite(top), top, 0)
+    total = jnp.sum(jnp.exp(shifted), axis=-1)
+    return Normalised(shifted, jnp.log(jnp.where(total > 0, total, 1)))
+
+
+def cross_entropy(x: ClassInputs, parts: Normalised | None = None) -> Array:
+    """Softmax cross-entropy of checked inputs, per example; 0 where no class exists."""
+    shifted, log_total = parts or normalise(x.logits, x.where)
+    mass = 1 if x.is_ids else jnp.sum(x.labels, axis=-1)
+    loss = mass * log_total - expected_under(shifted, x.labels, x.is_ids)
+    return loss if x.where is None else jnp.where(jnp.any(x.where, axis=-1), loss, 0)

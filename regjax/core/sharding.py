@@ -22,7 +22,7 @@ def take_rows(x: Array, indices: Array) -> Array:
     here, there = explicit_sharding(x), explicit_sharding(indices)
     if here is None:
         return x[indices]
-    rows = there.spec[0] if there is not None and there.spec[0] is not None else here.spec[0]
+    rows = here.spec[0] if there is None else there.spec[0]
     return x.at[indices].get(out_sharding=here.update(spec=jax.P(rows, *here.spec[1:])))
 
 

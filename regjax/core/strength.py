@@ -13,7 +13,7 @@ from regjax.core.types import Strength
 def strengths(fn: Callable[..., Any]) -> tuple[str, ...]:
     """The names of a function's parameters that are annotated as `Strength`."""
     parameters = inspect.signature(fn).parameters.values()
-    return tuple(p.name for p in parameters if p.annotation is Strength or p.annotation == "Strength")
+    return tuple(p.name for p in parameters if p.annotation == Strength or p.annotation == "Strength")
 
 
 def at_step(fn: Callable[..., Any], step: Any) -> Callable[..., Any]:

@@ -111,9 +111,9 @@ def sum_squares(tree: PyTree) -> Array:
 
 
 def safe_sqrt(x: Array) -> Array:
-    """The square root with gradient 0 instead of infinity at 0 and below."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+    """The square root with gradient 0 instead of infinity at 0 and below; NaN stays NaN, so that divergence is seen."""
+    flat = x <= 0
+    return jnp.where(flat, 0, jnp.sqrt(jnp.where(flat, 1, x)))
 
 
 def safe_norm(x: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Array:

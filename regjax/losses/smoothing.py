@@ -57,19 +57,19 @@ def label_smoothing(
     checks.number(name, "alpha", alpha, high=1.0)
     checks.boolean(name, "off_target_only", off_target_only)
     x = classes.class_inputs(name, logits, labels, axis=axis, where=where)
-    log_p = classes.log_softmax(x.logits, x.where)
-    cross_entropy = -classes.expected_under(log_p, x.labels, x.is_ids)
+    parts = classes.normalise(x.logits, x.where)
+    cross_entropy = classes.cross_entropy(x, parts)
     alpha = jnp.asarray(alpha, cross_entropy.dtype)
     num_classes = x.logits.shape[-1]
+    uniform = parts.log_total - classes.class_mean(parts.shifted, x.where)
     if off_target_only:
-        # The uniform part over the other classes is (K * mean - target) / (K - 1).
+        # The sum over all classes less the target's, over the K - 1 others.
         if num_classes < 2:
             checks.fail(name, "off_target_only", "False for a single class", off_target_only)
         count = num_classes if x.where is None else jnp.sum(x.where, axis=-1)
-        uniform = (-count * classes.class_mean(log_p, x.where) - cross_entropy) / jnp.maximum(count - 1, 1)
-    else:
-        uniform = -classes.class_mean(log_p, x.where)
-    return (1 - alpha) * cross_entropy + alpha * uniform
+        uniform = (count * uniform - cross_entropy) / jnp.maximum(count - 1, 1)
+    # At alpha = 0 an infinite uniform part, from a logit of -inf, counts for nothing.
+    return (1 - alpha) * cross_entropy + alpha * jnp.where(alpha == 0, 0, uniform)
 
 
 def max_suppression(logits: Any, *, axis: int = -1, where: Any = None) -> Array:

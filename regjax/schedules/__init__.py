@@ -1,3 +1,22 @@
-"""Stage."""
+"""Schedules: ``step -> value``, as in optax; any strength takes one."""
 
-__all__: list[str] = []
+from regjax.schedules.dropout import dropout_schedule, early_dropout, late_dropout
+from regjax.schedules.learning_rate import (
+    hessian_free_learning_rate,
+    lr_range_test,
+    one_cycle,
+    one_cycle_momentum,
+)
+from regjax.schedules.ramps import ps_kd_alpha, sigmoid_rampup
+
+__all__ = [
+    "dropout_schedule",
+    "early_dropout",
+    "hessian_free_learning_rate",
+    "late_dropout",
+    "lr_range_test",
+    "one_cycle",
+    "one_cycle_momentum",
+    "ps_kd_alpha",
+    "sigmoid_rampup",
+]

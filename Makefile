@@ -1,0 +1,32 @@
+# `make demo`: the comparison on digits; `make test`: every test; both make the environment first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test test-fast lint env clean
+
+env: $(VENV)/installed
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+demo: env
+	$(BIN)/python -m experiments.compare demo
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: env lint
+	$(BIN)/pytest -n 2 --dist worksteal --doctest-modules regjax tests
+
+test-fast: env
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

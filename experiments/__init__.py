@@ -1,0 +1,1 @@
+"""Experiments over regjax: data, models, one trainer, recipes, studies and claims."""

@@ -1,0 +1,291 @@
+"""Selective prediction: the errors that remain when a model answers only where it is confident."""
+
+import numbers
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from regjax.core import checks, classes
+from regjax.core.types import Array
+from regjax.diagnostics import _examples
+
+_METHODS = ("trapezoid", "mean", "normalized_trapezoid")
+
+
+class RiskCoverage(NamedTuple):
+    """The risk-coverage curve: the share of examples answered, and the share of errors among them, both ``[N + 1]``."""
+
+    coverage: Array
+    risk: Array
+
+
+class LogitNormSearch(NamedTuple):
+    """The norm of least area under the risk-coverage curve, and the areas ``[P]`` of all norms tried."""
+
+    best_p: Array
+    aurcs: Array
+
+
+def risk_coverage(scores: Any, correct: Any, *, where: Any = None) -> RiskCoverage:
+    r"""The error rate among the i most confident examples, for every i.
+
+    Formula:
+      .. math:: coverage_i = i / N, \quad risk_i = \frac{1}{i} \sum_{j \le i} 1 - correct_{(j)}, \quad i = 1 \dots N
+
+      with examples ordered by falling score; point 0 is (0, 0). Equal scores keep the order of the input, so the curve then
+      depends on it; NaN counts as the lowest score.
+
+    Args:
+      scores: float ``[N]``, larger is more confident. Keep normalised scores in float32 or better: they crowd together.
+      correct: ``[N]``, whether the prediction is right: booleans, or numbers 0 and 1.
+      where: boolean ``[N]``: which examples count; the curve ends with them, and its last point is repeated up to N.
+
+    Returns:
+      ``RiskCoverage(coverage [N + 1], risk [N + 1])`` in float32 or better. No gradient flows to the scores.
+
+    Raises:
+      ValueError: if a shape or dtype does not fit.
+
+    Cost:
+      A sort of N; examples sharded over devices are gathered on each of them.
+
+    Example:
+      >>> import jax.numpy as jnp, regjax as rj
+      >>> scores, correct = jnp.array([0.9, 0.8, 0.7, 0.6]), jnp.array([True, False, True, False])
+      >>> [round(float(x), 4) for x in rj.diagnostics.risk_coverage(scores, correct).risk]
+      [0.0, 0.0, 0.5, 0.3333, 0.5]
+
+    References:
+      Geifman and El-Yaniv, Selective Classification for Deep Neural Networks, 2017, arXiv 1705.08500. Xia et al., Towards
+      Understanding Why Label Smoothing Degrades Selective Classification and How to Fix It, 2024, arXiv 2403.14715.
+    """
+    risk, count = _curve("diagnostics.risk_coverage", scores, correct, where)
+    answered = jnp.minimum(jnp.arange(risk.size, dtype=risk.dtype), count)
+    return RiskCoverage(answered / jnp.maximum(count, 1), risk)
+
+
+def aurc(scores: Any, correct: Any, *, method: str = "trapezoid", where: Any = None) -> Array:
+    r"""The area under the risk-coverage curve: how well a score ranks errors last, and how many there are.
+
+    Formula:
+      With the curve of `risk_coverage`, :math:`risk_0 = 0`:
+
+      .. math:: trapezoid = \frac{1}{N} \sum_{i=1}^N \frac{risk_{i-1} + risk_i}{2}, \quad
+        mean = \frac{1}{N} \sum_{i=1}^N risk_i, \quad
+        normalized = \frac{1}{N-1} \sum_{i=2}^N \frac{risk_{i-1} + risk_i}{2}
+
+    Args:
+      scores: float ``[N]``, larger is more confident; equal scores keep the order of the input.
+      correct: ``[N]``, whether the prediction is right: booleans, or numbers 0 and 1.
+      method: ``"trapezoid"`` (default), ``"mean"``, the form of most of the literature, or ``"normalized_trapezoid"``.
+      where: boolean ``[N]``: which examples count; default all.
+
+    Returns:
+      A scalar in [0, 1], in float32 or better, lower is better; 0 without errors and without examples. Papers report it
+      times 100 or times 1000. No gradient flows to the scores.
+
+    Raises:
+      ValueError: if a shape or dtype does not fit or the method is unknown.
+
+    Cost:
+      A sort of N; examples sharded over devices are gathered on each of them.
+
+    Example:
+      >>> import jax.numpy as jnp, regjax as rj
+      >>> scores, correct = jnp.array([0.9, 0.8, 0.7, 0.6]), jnp.array([True, False, True, False])
+      >>> round(float(rj.diagnostics.aurc(scores, correct)), 4)
+      0.2708
+
+    References:
+      Geifman et al., Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers, 2018, arXiv 1805.08206 (mean). Xia et
+      al., Towards Understanding Why Label Smoothing Degrades Selective Classification and How to Fix It, 2024,
+      arXiv 2403.14715 (trapezoid). The normalised form of one example, 0/0, is here its risk.
+    """
+    name = "diagnostics.aurc"
+    checks.choice(name, "method", method, _METHODS)
+    risk, count = _curve(name, scores, correct, where)
+    return _area(risk, count, method)
+
+
+def excess_aurc(scores: Any, correct: Any, *, where: Any = None) -> Array:
+    r"""The area under the risk-coverage curve above that of a perfect ranking of the same predictions.
+
+    Formula:
+      .. math:: \frac{1}{N} \sum_{i=1}^N risk_i - \frac{1}{N} \sum_{j=1}^{n} \frac{j}{N - n + j}
+
+      with n the number of errors: the second term is the mean risk when every error ranks below every right answer.
+
+    Args:
+      scores: float ``[N]``, larger is more confident; equal scores keep the order of the input.
+      correct: ``[N]``, whether the prediction is right: booleans, or numbers 0 and 1.
+      where: boolean ``[N]``: which examples count; default all.
+
+    Returns:
+      A scalar in float32 or better, 0 for a perfect ranking; comparable between models of different accuracy. No
+      gradient flows to the scores.
+
+    Raises:
+      ValueError: if a shape or dtype does not fit.
+
+    Cost:
+      A sort of N; examples sharded over devices are gathered on each of them.
+
+    Example:
+      >>> import jax.numpy as jnp, regjax as rj
+      >>> scores, correct = jnp.array([0.9, 0.8, 0.7, 0.6]), jnp.array([True, False, True, False])
+      >>> round(float(rj.diagnostics.excess_aurc(scores, correct)), 4)
+      0.125
+
+    References:
+      Geifman et al., Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers, 2018, arXiv 1805.08206.
+    """
+    risk, count = _curve("diagnostics.excess_aurc", scores, correct, where)
+    rank = jnp.arange(1, risk.size, dtype=risk.dtype)
+    errors = risk[-1] * count
+    best = jnp.where(rank <= count, jnp.maximum(rank - (count - errors), 0) / rank, 0)
+    return _area(risk, count, "mean") - jnp.sum(best) / jnp.maximum(count, 1)
+
+
+def normalized_max_logit(logits: Any, *, p: Any, center: bool = True, axis: int = -1, where: Any = None) -> Array:
+    r"""A confidence score that undoes what label smoothing does to the ranking: the top logit over the norm of all.
+
+    Formula:
+      .. math:: \frac{\max_k v_k}{\lVert v \rVert_p}, \quad v = z - \frac{1}{K} \sum_k z_k
+
+      The prediction stays; the score is invariant to :math:`a z + b`, a > 0. Equal logits score 0.
+
+    Args:
+      logits: float ``[..., K]``, classes on ``axis``. Use float32 or better: the scores crowd together.
+      p: the order of the norm, above 0; see `search_logit_norm`.
+      center: subtract the mean logit, default True; False is the uncentred form.
+      axis: the class axis.
+      where: boolean, broadcasts to ``logits``: the classes that exist.
+
+    Returns:
+      The score of each example, ``[...]``, in float32 or better.
+
+    Raises:
+      ValueError: if a shape or dtype does not fit, or ``p`` is not a finite number above 0.
+
+    Cost:
+      Three passes over the logits.
+
+    Example:
+      >>> import jax.numpy as jnp, regjax as rj
+      >>> round(float(rj.diagnostics.normalized_max_logit(jnp.array([3.0, 1.0, -1.0]), p=2)), 4)
+      0.7071
+
+    References:
+      Cattelan and Silva, How to Fix a Broken Confidence Estimator, 2023, arXiv 2305.15508. Xia et al., Towards Understanding
+      Why Label Smoothing Degrades Selective Classification and How to Fix It, 2024, arXiv 2403.14715. A notebook of the
+      latter asks for the uncentred form, with which their function fails; p was searched with centred logits.
+    """
+    name = "diagnostics.normalized_max_logit"
+    checks.number(name, "p", p, low=0.0, open_low=True)
+    checks.boolean(name, "center", center)
+    return _normalized_top(classes.class_inputs(name, logits, axis=axis, where=where), p, center)
+
+
+def search_logit_norm(
+    logits: Any,
+    labels: Any,
+    *,
+    p_values: Sequence[float] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
+    method: str = "trapezoid",
+    where: Any = None,
+) -> LogitNormSearch:
+    r"""The order of the norm at which `normalized_max_logit` ranks held-out examples best.
+
+    Formula:
+      .. math:: \arg\min_p\ aurc(normalized\_max\_logit(z; p),\ \arg\max z = y)
+
+      over ``p_values``, the first of equal ones, with centred logits. Search on held-out examples: the norm helps models
+      trained with label smoothing, and can harm others, so compare with the area of the largest softmax probability.
+
+    Args:
+      logits: float ``[N, K]`` of held-out examples.
+      labels: integer class ids ``[N]``.
+      p_values: the orders to try, each above 0, default 1 to 10.
+      method: the form of `aurc`.
+      where: boolean ``[N]``: which examples count; default all.
+
+    Returns:
+      ``LogitNormSearch(best_p, aurcs)``: a scalar and the area of each order ``[P]``, in float32 or better. No gradient
+      flows to the logits.
+
+    Raises:
+      ValueError: if a shape or dtype does not fit, or an option is not as stated.
+
+    Cost:
+      For each order three passes over the logits and a sort of N; examples sharded over devices are gathered for the sort,
+      their logits not.
+
+    Example:
+      >>> import jax.numpy as jnp, regjax as rj
+      >>> logits = jnp.array([[3.0, 1.0, -2.0, -2.0], [1.0, 0.0, 0.0, -1.0]])
+      >>> best_p, aurcs = rj.diagnostics.search_logit_norm(logits, jnp.array([0, 1]), p_values=(1, 5))
+      >>> float(best_p), [round(float(a), 4) for a in aurcs]
+      (5.0, [0.625, 0.125])
+
+    References:
+      Xia et al., Towards Understanding Why Label Smoothing Degrades Selective Classification and How to Fix It, 2024,
+      arXiv 2403.14715.
+    """
+    name = "diagnostics.search_logit_norm"
+    if not isinstance(p_values, Sequence) or isinstance(p_values, str) or not p_values:
+        checks.fail(name, "p_values", "a sequence of one number or more", p_values)
+    for p in p_values:
+        if not isinstance(p, numbers.Real):
+            checks.fail(name, "p_values", "a sequence of numbers", p)
+        checks.number(name, "p_values", p, low=0.0, open_low=True)
+    checks.choice(name, "method", method, _METHODS)
+    checks.integers(name, "labels", labels)
+    x = classes.class_inputs(name, checks.floating(name, "logits", logits, ndim=2), labels)
+    where = checks.example_mask(name, "where", where, x.labels.shape)
+    correct = jnp.argmax(x.logits, axis=-1) == x.labels
+
+    def area(p: Array) -> Array:
+        risk, count = _curve(name, _normalized_top(x, p, True), correct, where)
+        return _area(risk, count, method)
+
+    orders = jnp.asarray(p_values, x.logits.dtype)
+    # One order after the other: all at once would hold the powers of the logits for each.
+    aurcs = jax.lax.map(area, orders)
+    return LogitNormSearch(orders[jnp.argmin(aurcs)], aurcs)
+
+
+def _curve(function: str, scores: Any, correct: Any, where: Any) -> tuple[Array, Array]:
+    """The risk ``[N + 1]``, its last value repeated beyond the examples that count, and how many do."""
+    scores, correct = _examples.scored(function, "scores", scores, correct)
+    where = _examples.counted(function, where, scores.shape)
+    size, dtype = scores.size, scores.dtype
+    # A stable sort by two keys: examples that do not count come last, whatever their scores.
+    operands = (~where).astype(jnp.int8), -jax.lax.stop_gradient(scores), jnp.where(where, 1 - correct, 0)
+    errors = jax.lax.sort([_examples.replicate(x) for x in operands], num_keys=2, is_stable=True)[2]
+    count = jnp.sum(where, dtype=dtype)
+    answered = jnp.minimum(jnp.arange(1, size + 1, dtype=dtype), count)
+    risk = jnp.cumsum(errors) / jnp.maximum(answered, 1)
+    return jnp.concatenate([jnp.zeros(1, dtype), risk]), count
+
+
+def _area(risk: Array, count: Array, method: str) -> Array:
+    here = jnp.arange(1, risk.size, dtype=risk.dtype) <= count
+    heights = risk[1:] if method == "mean" else (risk[:-1] + risk[1:]) / 2
+    if method != "normalized_trapezoid":
+        return jnp.sum(jnp.where(here, heights, 0)) / jnp.maximum(count, 1)
+    return jnp.where(count > 1, jnp.sum(jnp.where(here, heights, 0)[1:]) / jnp.maximum(count - 1, 1), risk[-1])
+
+
+def _normalized_top(x: classes.ClassInputs, p: Any, center: bool) -> Array:
+    v = x.logits - classes.class_mean(x.logits, x.where)[..., None] if center else x.logits
+    present = v if x.where is None else jnp.where(x.where, v, 0)
+    top = jnp.max(v if x.where is None else jnp.where(x.where, v, -jnp.inf), axis=-1)
+    # Powers of numbers in [0, 1] cannot overflow, and the scale leaves the ratio and its gradient alone.
+    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(present), axis=-1))
+    some = scale > 0
+    unit = present / jnp.where(some, scale, 1)[..., None]
+    total = jnp.sum(jnp.where(unit != 0, jnp.abs(jnp.where(unit != 0, unit, 1)) ** jnp.asarray(p, v.dtype), 0), axis=-1)
+    norm = jnp.where(some, total, 1) ** (1 / jnp.asarray(p, v.dtype))
+    return jnp.where(some, jnp.where(some, top / jnp.where(some, scale, 1), 0) / norm, 0)
