@@ -6,12 +6,21 @@ and ``diagnostics``.
 """
 
 from regjax import diagnostics, features, gradients, inputs, layers, losses, objectives, schedules, weights
-from regjax._version import __version__ as __version__
+from regjax._version import __version__
 from regjax.core.strength import at_step
-from regjax.core.types import Stateful
+from regjax.core.types import Learned, Stateful
+from regjax.recipe import ApplyFn, Hooks, Outputs, Recipe, TrainState, TrainStep, make_train_step
 
 __all__ = [
+    "ApplyFn",
+    "Hooks",
+    "Learned",
+    "Outputs",
+    "Recipe",
     "Stateful",
+    "TrainState",
+    "TrainStep",
+    "__version__",
     "at_step",
     "diagnostics",
     "features",
@@ -19,6 +28,7 @@ __all__ = [
     "inputs",
     "layers",
     "losses",
+    "make_train_step",
     "objectives",
     "schedules",
     "weights",

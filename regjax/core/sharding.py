@@ -4,6 +4,8 @@ On an Explicit mesh indexing a sharded axis is an error unless the result's shar
 without one the compiler chooses, and nothing is named.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
@@ -17,12 +19,28 @@ def explicit_sharding(x: Array) -> jax.sharding.NamedSharding | None:
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
+def row_shards(x: Array) -> int:
+    """Over how many devices an Explicit mesh shards the rows of ``x``."""
+    named = explicit_sharding(x)
+    axes = named.spec[0] if named is not None and len(named.spec) else None
+    if named is None or axes is None:
+        return 1
+    return math.prod(named.mesh.shape[axis] for axis in (axes if isinstance(axes, tuple) else (axes,)))
+
+
+def replicate(x: Array) -> Array:
+    """The whole array on every device: what a sort over a sharded axis needs, and an Explicit mesh wants said."""
+    return x if explicit_sharding(x) is None else jax.sharding.reshard(x, jax.P())
+
+
 def take_rows(x: Array, indices: Array) -> Array:
-    """``x[indices]`` on the leading axis, sharded over examples as ``indices`` is, else as ``x`` is."""
+    """``x[indices]`` on the leading axis, sharded over examples as ``indices`` is, else as ``x`` is where that divides."""
     here, there = explicit_sharding(x), explicit_sharding(indices)
     if here is None:
         return x[indices]
-    rows = here.spec[0] if there is None else there.spec[0]
+    rows = there.spec[0] if there is not None else None
+    if rows is None and indices.shape[0] % row_shards(x) == 0:
+        rows = here.spec[0]
     return x.at[indices].get(out_sharding=here.update(spec=jax.P(rows, *here.spec[1:])))
 
 

@@ -2,16 +2,10 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from regjax.core import checks, sharding, trees
+from regjax.core import checks, trees
 from regjax.core.types import Array
-
-
-def replicate(x: Array) -> Array:
-    """The whole array on every device: what a sort over a sharded axis needs, and an Explicit mesh wants said."""
-    return x if sharding.explicit_sharding(x) is None else jax.sharding.reshard(x, jax.P())
 
 
 def counted(function: str, where: Any, shape: tuple[int, ...]) -> Array:

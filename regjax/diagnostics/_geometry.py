@@ -87,7 +87,7 @@ def geometry(x: Inputs) -> Geometry:
 def weights(function: str, argument: str, weight: Any, shape: tuple[int | None, ...]) -> Array:
     """Checked class vectors, one row for each class, in float32 or better and scaled to magnitude 1."""
     weight = checks.floating(function, argument, weight, shape=shape)
-    return unit(_examples.replicate(jax.lax.stop_gradient(weight).astype(trees.accumulator(weight))))
+    return unit(sharding.replicate(jax.lax.stop_gradient(weight).astype(trees.accumulator(weight))))
 
 
 def variability(g: Geometry, metric: str, global_mean: str) -> Array:

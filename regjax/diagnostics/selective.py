@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from regjax.core import checks, classes
+from regjax.core import checks, classes, sharding
 from regjax.core.types import Array
 from regjax.diagnostics import _examples
 
@@ -263,7 +263,7 @@ def _curve(function: str, scores: Any, correct: Any, where: Any) -> tuple[Array,
     size, dtype = scores.size, scores.dtype
     # A stable sort by two keys: examples that do not count come last, whatever their scores.
     operands = (~where).astype(jnp.int8), -jax.lax.stop_gradient(scores), jnp.where(where, 1 - correct, 0)
-    errors = jax.lax.sort([_examples.replicate(x) for x in operands], num_keys=2, is_stable=True)[2]
+    errors = jax.lax.sort([sharding.replicate(x) for x in operands], num_keys=2, is_stable=True)[2]
     count = jnp.sum(where, dtype=dtype)
     answered = jnp.minimum(jnp.arange(1, size + 1, dtype=dtype), count)
     risk = jnp.cumsum(errors) / jnp.maximum(answered, 1)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from regjax.core import checks
+from regjax.core import checks, sharding
 from regjax.core.types import Array
 from regjax.diagnostics import _examples, _geometry
 
@@ -120,7 +120,7 @@ def nc2_etf(vectors: Any, *, where: Any = None) -> Array:
     vectors = _geometry.weights(name, "vectors", vectors, (None, None))
     if len(vectors) < 2:
         checks.fail(name, "vectors", "an array [K, D] with two classes or more", vectors)
-    present = _examples.replicate(_examples.counted(name, where, vectors.shape[:1]))
+    present = sharding.replicate(_examples.counted(name, where, vectors.shape[:1]))
     return _geometry.etf_distance(vectors, present, _geometry.at_least_one(present, vectors.dtype))
 
 

@@ -1,3 +1,28 @@
-"""Stage."""
+"""Gradients: ``f(*, ...) -> optax.GradientTransformationExtraArgs``, composed with ``optax.chain``.
 
-__all__: list[str] = []
+Transformations of the gradient stand before the optimiser; decoupled decay and proximal steps stand after it.
+"""
+
+from regjax.gradients.decay import (
+    adamw_decoupled,
+    adamwr,
+    decoupled_weight_decay,
+    normalized_weight_decay,
+    sgdw,
+)
+from regjax.gradients.orthogonal import orthogonal_gradient
+from regjax.gradients.penalty import AddPenaltyState, add_penalty, proximal_step
+from regjax.gradients.updates import StepState
+
+__all__ = [
+    "AddPenaltyState",
+    "StepState",
+    "adamw_decoupled",
+    "adamwr",
+    "add_penalty",
+    "decoupled_weight_decay",
+    "normalized_weight_decay",
+    "orthogonal_gradient",
+    "proximal_step",
+    "sgdw",
+]

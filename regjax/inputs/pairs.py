@@ -15,21 +15,12 @@ def take_partner(x: Array, partner: Array) -> Array:
     if partner.ndim == 1:
         return sharding.take_rows(x, partner)
     blocks, size = partner.shape
-    if blocks % _row_shards(x):
+    if blocks % sharding.row_shards(x):
         # Blocks that span devices cannot be a dimension of their own on an Explicit mesh: number the rows globally.
         return sharding.take_rows(x, (partner + size * jnp.arange(blocks)[:, None]).reshape(-1))
     # A gather with the blocks as its batch dimension: the partitioner keeps it on the device that holds the block.
     index = partner.reshape(partner.shape + (1,) * (x.ndim - 1))
     return jnp.take_along_axis(x.reshape(partner.shape + x.shape[1:]), index, axis=1, mode="clip").reshape(x.shape)
-
-
-def _row_shards(x: Array) -> int:
-    """Over how many devices an Explicit mesh shards the rows of ``x``."""
-    named = sharding.explicit_sharding(x)
-    axes = named.spec[0] if named is not None and len(named.spec) else None
-    if named is None or axes is None:
-        return 1
-    return int(np.prod([named.mesh.shape[axis] for axis in (axes if isinstance(axes, tuple) else (axes,))]))
 
 
 def mix_partner(x: Array, lam: Array, partner: Array) -> Array:

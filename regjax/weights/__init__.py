@@ -1,3 +1,31 @@
-"""Stage."""
+"""Weights: penalties ``f(params) -> scalar`` and proximal operators ``prox(params, step) -> params``.
 
-__all__: list[str] = []
+Which leaves count is ``where=`` everywhere; `as_matrix` says how a kernel is a matrix.
+"""
+
+from regjax.weights.anchors import SortedInit, sorted_init, wasserstein_to_init
+from regjax.weights.matrix import as_matrix, kernel_matrix
+from regjax.weights.penalties import elastic_net, group_lasso, l1, l2, sparse_group_lasso
+from regjax.weights.proximal import prox_elastic_net, prox_group_lasso, prox_l1, prox_l2, prox_sparse_group_lasso
+from regjax.weights.spectral import SpectralState, spectral_penalty, stateful_spectral_penalty
+
+__all__ = [
+    "SortedInit",
+    "SpectralState",
+    "as_matrix",
+    "elastic_net",
+    "group_lasso",
+    "kernel_matrix",
+    "l1",
+    "l2",
+    "prox_elastic_net",
+    "prox_group_lasso",
+    "prox_l1",
+    "prox_l2",
+    "prox_sparse_group_lasso",
+    "sorted_init",
+    "sparse_group_lasso",
+    "spectral_penalty",
+    "stateful_spectral_penalty",
+    "wasserstein_to_init",
+]

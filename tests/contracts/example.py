@@ -34,6 +34,7 @@ class Example:
       transform: for ``gradients``: a function without arguments that makes the transformation.
       objective: for ``objectives``: ``objective(loss_fn, **options) -> loss_fn`` (options: ``has_aux``).
       flops: the step's FLOPs as a ratio to the plain step, at most (objectives and gradients).
+      mapped: for techniques with ``axis_name``: ``mapped(axis_name, key, **arrays)``, called on each device's examples.
       mesh: False where the technique documents that its batch must not be sharded.
       tolerance: relative tolerance in float32 of jit, vmap and sharding against eager.
     """
@@ -56,6 +57,7 @@ class Example:
     transform: Callable[[], Any] | None = None
     objective: Callable[..., Any] | None = None
     flops: float | None = None
+    mapped: Callable[..., Any] | None = None
     mesh: bool = True
     tolerance: float = 1e-5
 

@@ -1,0 +1,266 @@
+"""Many seeds of one recipe in one compiled program: initialisation, every epoch, and evaluation, with no host round trip."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import regjax as rj
+from experiments.data import epoch_permutation
+from experiments.models import ModelConfig, make_model, split
+from experiments.recipes import Setting, make_recipe
+
+
+class SeedData(NamedTuple):
+    """The arrays of all seeds with a leading axis, or inside the program of one: each has its own subset and label noise.
+
+    Attributes:
+      images: training images [N, H, W, C].
+      labels: training labels [N], noisy where the setting says so.
+      clean: the true labels of the training images [N].
+      eval_images: the images on which the run is judged [M, H, W, C].
+      eval_labels: their true labels [M].
+    """
+
+    images: Any
+    labels: Any
+    clean: Any
+    eval_images: Any
+    eval_labels: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """How a recipe is trained.
+
+    Attributes:
+      model: the model.
+      epochs: passes over the training set.
+      learning_rate: the rate of every recipe but one cycle; at the default the plain method learns all its labels by heart.
+      points: how often the run is evaluated on the way; divides ``epochs``.
+      seeds_by: ``vmap`` batches the seeds, ``map`` runs them one after the other inside the program, ``auto`` takes ``map``
+        for convolutions on a CPU, where XLA turns vmapped ones into slow grouped ones, and ``vmap`` elsewhere.
+    """
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    epochs: int = 100
+    learning_rate: float = 0.02
+    points: int = 20
+    seeds_by: Literal["auto", "vmap", "map"] = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuses settings that cannot run."""
+        for field in ("epochs", "points"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"RunConfig: {field} must be at least 1, got {getattr(self, field)}")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"RunConfig: learning_rate must be a positive number, got {self.learning_rate}")
+        if self.epochs % self.points:
+            raise ValueError(f"RunConfig: points must divide epochs = {self.epochs}, got {self.points}")
+
+
+class RunResult(NamedTuple):
+    """What the seeds of a recipe gave; every list has one entry a seed.
+
+    Attributes:
+      metrics: final ``accuracy``, ``nll``, ``ece``, ``aurc`` on the judging split and ``memorized``: the share of wrongly
+        labelled training examples that the model predicts as labelled.
+      curves: the same accuracies and the training loss at every point, [seeds][points].
+      epochs: the epoch of every point.
+      seconds_per_step: running time of the program, evaluation included, over its steps and seeds.
+      compile_seconds: tracing and compiling.
+      flops_per_step: of one training step of one seed, from XLA.
+    """
+
+    metrics: dict[str, list[float]]
+    curves: dict[str, list[list[float]]]
+    epochs: list[int]
+    seconds_per_step: float
+    compile_seconds: float
+    flops_per_step: float
+
+
+def resolved_seeds_by(config: RunConfig) -> str:
+    """What ``auto`` stands for on this platform."""
+    if config.seeds_by != "auto":
+        return config.seeds_by
+    return "map" if config.model.name == "resnet" and jax.default_backend() == "cpu" else "vmap"
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What the recipes of a comparison share.
+
+    Attributes:
+      data: the arrays of every seed.
+      seeds: the seeds, one for each entry of their leading axis.
+      num_classes: the number of classes.
+      batch_size: examples in a step; the rest of an epoch is left out.
+      config: how they are trained.
+    """
+
+    data: SeedData
+    seeds: Sequence[int]
+    num_classes: int
+    batch_size: int
+    config: RunConfig
+
+    def __post_init__(self) -> None:
+        """Refuses a batch that no epoch holds."""
+        if self.batch_size > self.num_examples:
+            raise ValueError(f"Task: batch_size must be at most the {self.num_examples} training examples, got {self.batch_size}")
+
+    @property
+    def num_examples(self) -> int:
+        """Training examples of one seed."""
+        return self.data.labels.shape[1]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch."""
+        return self.num_examples // self.batch_size
+
+    def model(self, key: jax.Array) -> tuple[rj.ApplyFn, Any, Any]:
+        """The model as a function, fresh parameters and fresh mutable state."""
+        shape = tuple(self.data.images.shape[2:])
+        return split(make_model(self.config.model, shape, self.num_classes, rngs=nnx.Rngs(key)))
+
+    @functools.cached_property
+    def initial(self) -> tuple[Any, Any]:
+        """Parameters and mutable state of every seed, the same for all recipes; compiled once, as it takes seconds."""
+        keys = jax.vmap(jax.random.key)(jnp.asarray(self.seeds))
+        return jax.jit(jax.vmap(lambda key: self.model(key)[1:]))(keys)
+
+
+class Pipeline(NamedTuple):
+    """A recipe as pure functions of a `TrainState`: its start, one step, and the logits of images."""
+
+    init: Callable[..., rj.TrainState]
+    step: Callable[[rj.TrainState, Mapping[str, jax.Array]], Any]
+    predict: Callable[[rj.TrainState, jax.Array], jax.Array]
+
+
+def run(recipe: str, task: Task, **hyperparameters: Any) -> RunResult:
+    """Trains and judges one recipe on every seed in one compiled program.
+
+    Args:
+      recipe: its name.
+      task: the data, the seeds and the training.
+      **hyperparameters: those of the recipe that differ from its defaults.
+
+    Returns:
+      A `RunResult`.
+
+    Raises:
+      ValueError: if the recipe is unknown.
+    """
+    config, pipeline = task.config, make_pipeline(recipe, task, hyperparameters)
+    one = functools.partial(_one_seed, pipeline, task)
+    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(jnp.asarray(task.seeds))
+    whole = jax.vmap(one) if resolved_seeds_by(config) == "vmap" else lambda *args: jax.lax.map(lambda xs: one(*xs), args)
+
+    arrays, initial = SeedData(*map(jnp.asarray, task.data)), jax.block_until_ready(task.initial)
+    began = time.perf_counter()
+    compiled = jax.jit(whole).lower(keys, arrays, initial).compile()
+    compile_seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    logits, curves = jax.block_until_ready(compiled(keys, arrays, initial))
+    seconds = time.perf_counter() - began
+
+    every = config.epochs // config.points
+    return RunResult(
+        metrics={
+            **{name: np.asarray(values).tolist() for name, values in judge(logits, arrays.eval_labels).items()},
+            "memorized": np.asarray(curves["memorized"])[:, -1].tolist(),
+        },
+        curves={name: np.asarray(values).tolist() for name, values in curves.items()},
+        epochs=list(range(every, config.epochs + 1, every)),
+        seconds_per_step=seconds / (config.epochs * task.steps_per_epoch * len(task.seeds)),
+        compile_seconds=compile_seconds,
+        flops_per_step=flops_per_step(pipeline, task),
+    )
+
+
+@jax.jit
+def judge(logits: jax.Array, labels: jax.Array) -> Mapping[str, jax.Array]:
+    """Accuracy, NLL, ECE and AURC of each seed, from logits [S, M, K] and labels [S, M]."""
+
+    def one(logits: jax.Array, labels: jax.Array) -> Mapping[str, jax.Array]:
+        log_p = jax.nn.log_softmax(logits)
+        correct = jnp.argmax(logits, -1) == labels
+        confidence = jnp.exp(jnp.max(log_p, -1))
+        return {
+            "accuracy": jnp.mean(correct.astype(jnp.float32)),
+            "nll": -jnp.mean(jnp.take_along_axis(log_p, labels[:, None], -1)),
+            "ece": rj.diagnostics.expected_calibration_error(confidence, correct),
+            "aurc": rj.diagnostics.aurc(confidence, correct),
+        }
+
+    return jax.vmap(one)(logits, labels)
+
+
+def flops_per_step(pipeline: Pipeline, task: Task) -> float:
+    """FLOPs of one training step, by XLA's cost analysis of the step compiled alone."""
+    image = jnp.zeros((task.batch_size, *task.data.images.shape[2:]), jnp.float32)
+    index = jnp.zeros(task.batch_size, jnp.int32)
+    params, model_state = jax.tree.map(lambda x: x[0], task.initial)
+    state = jax.eval_shape(pipeline.init, jax.random.key(0), params, model_state, task.data.labels[0])
+    compiled = jax.jit(pipeline.step).lower(state, {"image": image, "label": index, "index": index}).compile()
+    return float(compiled.cost_analysis()["flops"])
+
+
+def make_pipeline(recipe: str, task: Task, hyperparameters: Mapping[str, Any]) -> Pipeline:
+    """The pure functions of a recipe on a task."""
+    apply_fn, params, _ = task.model(jax.random.key(0))
+    setting = Setting(
+        num_examples=task.num_examples,
+        num_classes=task.num_classes,
+        feature_dim=params["head"]["kernel"].shape[0],
+        steps_per_epoch=task.steps_per_epoch,
+        epochs=task.config.epochs,
+        learning_rate=task.config.learning_rate,
+    )
+    made = make_recipe(recipe, setting, **hyperparameters)
+    train = rj.make_train_step(made, apply_fn, num_classes=task.num_classes, steps_per_epoch=task.steps_per_epoch)
+
+    def predict(state: rj.TrainState, images: jax.Array) -> jax.Array:
+        return apply_fn(state.params, state.model_state, images, key=None, hooks=rj.Hooks(), training=False).logits
+
+    return Pipeline(train.init, train.step, predict)
+
+
+def _one_seed(
+    pipeline: Pipeline, task: Task, key: jax.Array, data: SeedData, initial: tuple[Any, Any]
+) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+    """The whole run of one seed: final logits on the judging split, and the curves."""
+    init_key, order_key = jax.random.split(key)
+    wrong = data.labels != data.clean
+
+    def one_step(state: rj.TrainState, index: jax.Array) -> Any:
+        batch = {"image": data.images[index], "label": data.labels[index], "index": index}
+        state, metrics = pipeline.step(state, batch)
+        return state, metrics["task_loss"]
+
+    def one_epoch(state: rj.TrainState, epoch: jax.Array) -> Any:
+        order = epoch_permutation(jax.random.fold_in(order_key, epoch), len(data.labels), task.batch_size)
+        return jax.lax.scan(one_step, state, order)
+
+    def one_point(state: rj.TrainState, epochs: jax.Array) -> Any:
+        state, losses = jax.lax.scan(one_epoch, state, epochs)
+        logits, seen = pipeline.predict(state, data.eval_images), jnp.argmax(pipeline.predict(state, data.images), -1)
+        return state, {
+            "accuracy": jnp.mean((jnp.argmax(logits, -1) == data.eval_labels).astype(jnp.float32)),
+            "train_accuracy": jnp.mean((seen == data.labels).astype(jnp.float32)),
+            "memorized": jnp.sum(wrong & (seen == data.labels)) / jnp.maximum(jnp.sum(wrong), 1),
+            "train_loss": jnp.mean(losses[-1]),
+        }
+
+    epochs = jnp.arange(task.config.epochs).reshape(task.config.points, -1)
+    state, curves = jax.lax.scan(one_point, pipeline.init(init_key, *initial, labels=data.labels), epochs)
+    return pipeline.predict(state, data.eval_images), curves

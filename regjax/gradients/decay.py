@@ -1,0 +1,333 @@
+"""Decoupled weight decay as in the paper: independent of the gradient, of its scale, and of the learning rate."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from regjax.core import checks, trees
+from regjax.core.strength import resolve
+from regjax.core.types import Array, PyTree, Schedule, Strength, Where
+from regjax.gradients.updates import StepState, first_step, map_chosen, require_params
+
+
+def decoupled_weight_decay(
+    weight_decay: Strength, *, schedule: Strength | None = None, where: Where = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Shrinks the weights by a fraction of themselves in every step, whatever the learning rate.
+
+    Formula:
+      .. math:: w \leftarrow w + u - \eta_t \lambda_t \, w
+
+      ``u`` is the optimiser's update, learning rate included: this stands after the optimiser in the chain. The decay is
+      not multiplied by the learning rate, so its best value does not move with it. With plain SGD it equals an l2 penalty
+      of strength ``weight_decay / learning_rate``.
+
+    Args:
+      weight_decay: the fraction of a weight lost in a step, at least 0; a number or a schedule. 0 changes nothing.
+      schedule: the multiplier :math:`\eta_t` in [0, 1] that also scales the optimiser's learning rate; a number or a
+        schedule, None (default) is 1.
+      where: which leaves: None (kernels, default), "all" (the authors decay all), a predicate ``(path, leaf) -> bool``, or
+        a tree of booleans.
+
+    Returns:
+      An optax transformation whose ``update`` needs the parameters; it keeps the dtypes of the updates.
+
+    Raises:
+      ValueError: if a number is negative or not finite, ``where`` is none of these, or ``update`` gets no parameters.
+
+    Cost:
+      2 FLOPs for each weight; no forward pass.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, regjax as rj
+      >>> tx = optax.chain(optax.sgd(0.1), rj.gradients.decoupled_weight_decay(0.01))
+      >>> params, grads = {"kernel": jnp.array([[2.0]])}, {"kernel": jnp.array([[0.0]])}
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> round(float(optax.apply_updates(params, updates)["kernel"][0, 0]), 4)
+      1.98
+
+    References:
+      Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019, arXiv 1711.05101. ``optax.adamw`` and PyTorch
+      multiply the decay by the learning rate as well: theirs is ``weight_decay / learning_rate`` of this one.
+    """
+    name = "gradients.decoupled_weight_decay"
+    checks.strength(name, "weight_decay", weight_decay, low=0.0)
+    if schedule is not None:
+        checks.strength(name, "schedule", schedule, low=0.0)
+
+    return _decay(name, weight_decay, schedule, where)
+
+
+def sgdw(
+    learning_rate: Strength,
+    *,
+    weight_decay: Strength,
+    momentum: float | None = 0.9,
+    nesterov: bool = False,
+    schedule: Strength | None = None,
+    where: Where = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""SGD with momentum and decoupled weight decay.
+
+    Formula:
+      .. math:: m \leftarrow \mu m + g, \quad w \leftarrow w - \eta_t (lr_t \, m + \lambda_t w)
+
+    Args:
+      learning_rate: a number, at least 0, or a schedule.
+      weight_decay: :math:`\lambda`, the fraction of a weight lost in a step, at least 0; a number or a schedule.
+      momentum: :math:`\mu` in [0, 1), default 0.9; None keeps no momentum.
+      nesterov: whether the momentum is Nesterov's, default False.
+      schedule: the multiplier :math:`\eta_t` of both terms; a number or a schedule, None (default) is 1.
+      where: which leaves decay: None (kernels, default), "all" (the authors), a predicate ``(path, leaf) -> bool``, or a
+        tree of booleans.
+
+    Returns:
+      An optax optimiser whose ``update`` needs the parameters.
+
+    Raises:
+      ValueError: if a number is out of range or not finite.
+
+    Cost:
+      That of ``optax.sgd``, and 2 FLOPs for each weight that decays.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, regjax as rj
+      >>> tx = rj.gradients.sgdw(0.1, weight_decay=0.01)
+      >>> params, grads = {"kernel": jnp.array([[2.0]])}, {"kernel": jnp.array([[1.0]])}
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> round(float(updates["kernel"][0, 0]), 4)
+      -0.12
+
+    References:
+      Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019, arXiv 1711.05101. The multiplier scales the step
+      as in the authors' code, not what enters the momentum as in the paper's listing; they agree while it is constant.
+    """
+    name = "gradients.sgdw"
+    checks.strength(name, "learning_rate", learning_rate, low=0.0)
+    checks.strength(name, "weight_decay", weight_decay, low=0.0)
+    if schedule is not None:
+        checks.strength(name, "schedule", schedule, low=0.0)
+    if momentum is not None:
+        checks.number(name, "momentum", momentum, low=0.0, high=1.0, open_high=True)
+    checks.boolean(name, "nesterov", nesterov)
+    direction = optax.identity() if momentum is None else optax.trace(decay=momentum, nesterov=nesterov)
+    return _decoupled(name, direction, learning_rate, weight_decay, schedule, where)
+
+
+def adamw_decoupled(
+    learning_rate: Strength,
+    *,
+    weight_decay: Strength,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    schedule: Strength | None = None,
+    where: Where = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam with weight decay that is decoupled from the learning rate too.
+
+    Formula:
+      .. math:: w \leftarrow w - \eta_t \left( lr_t \frac{\hat m}{\sqrt{\hat v} + \epsilon} + \lambda_t w \right)
+
+    Args:
+      learning_rate: a number, at least 0, or a schedule.
+      weight_decay: :math:`\lambda`, the fraction of a weight lost in a step, at least 0; a number or a schedule.
+      b1: the decay of the first moment in [0, 1), default 0.9.
+      b2: the decay of the second moment in [0, 1), default 0.999.
+      eps: added to the root of the second moment, default 1e-8, at least 0.
+      schedule: the multiplier :math:`\eta_t` of both terms; a number or a schedule, None (default) is 1.
+      where: which leaves decay: None (kernels, default), "all" (the authors), a predicate ``(path, leaf) -> bool``, or a
+        tree of booleans.
+
+    Returns:
+      An optax optimiser whose ``update`` needs the parameters.
+
+    Raises:
+      ValueError: if a number is out of range or not finite.
+
+    Cost:
+      That of ``optax.adamw``.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, regjax as rj
+      >>> tx = rj.gradients.adamw_decoupled(0.1, weight_decay=0.01)
+      >>> params, grads = {"kernel": jnp.array([[2.0]])}, {"kernel": jnp.array([[1.0]])}
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> round(float(updates["kernel"][0, 0]), 4)
+      -0.12
+
+    References:
+      Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019, arXiv 1711.05101. ``optax.adamw`` with
+      ``weight_decay / learning_rate`` and the learning rate ``learning_rate * schedule`` takes the same steps. The authors'
+      code adds ``eps`` to the root before the bias correction; this is Adam's own form.
+    """
+    name = "gradients.adamw_decoupled"
+    checks.strength(name, "learning_rate", learning_rate, low=0.0)
+    checks.strength(name, "weight_decay", weight_decay, low=0.0)
+    if schedule is not None:
+        checks.strength(name, "schedule", schedule, low=0.0)
+    return _decoupled(name, _adam(name, b1, b2, eps), learning_rate, weight_decay, schedule, where)
+
+
+def normalized_weight_decay(value: Strength, *, steps_per_epoch: int, period_epochs: int) -> Any:
+    r"""The weight decay of a run from a value that does not depend on its length or batch size.
+
+    Formula:
+      .. math:: \lambda = \frac{\lambda_{norm}}{\sqrt{steps\_per\_epoch \cdot period\_epochs}}
+
+    Args:
+      value: :math:`\lambda_{norm}`, at least 0; the authors use 0.025 to 0.05.
+      steps_per_epoch: steps in an epoch, at least 1.
+      period_epochs: epochs of the run, or of the period between two restarts, at least 1.
+
+    Returns:
+      The decay for `decoupled_weight_decay`; a number, or a scalar array if ``value`` is one.
+
+    Raises:
+      ValueError: if ``value`` is negative or not finite, or a count is no positive integer.
+
+    Cost:
+      None.
+
+    Example:
+      >>> import regjax as rj
+      >>> round(rj.gradients.normalized_weight_decay(0.025, steps_per_epoch=391, period_epochs=100), 10)
+      0.0001264304
+
+    References:
+      Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019, arXiv 1711.05101.
+    """
+    name = "gradients.normalized_weight_decay"
+    checks.number(name, "value", value, low=0.0)
+    checks.integer(name, "steps_per_epoch", steps_per_epoch, low=1)
+    checks.integer(name, "period_epochs", period_epochs, low=1)
+    return value / math.sqrt(steps_per_epoch * period_epochs)
+
+
+def adamwr(
+    learning_rate: Strength,
+    *,
+    steps_per_epoch: int,
+    first_period_epochs: int,
+    normalized_weight_decay: Strength = 0.025,
+    period_multiplier: int = 2,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    where: Where = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""`adamw_decoupled` with cosine annealing, warm restarts, and weight decay normalised to each period.
+
+    Formula:
+      .. math:: \eta_t = \tfrac{1}{2} (1 + \cos \pi T_{cur}), \quad \lambda_t = \frac{\lambda_{norm}}{\sqrt{n_i}}
+
+      Period i has ``n_i = steps_per_epoch * first_period_epochs * period_multiplier^i`` steps; :math:`T_{cur}` is the
+      fraction of it that is done, the present step included: it starts at ``1 / n_i`` and ends at 1, where the step is 0.
+
+    Args:
+      learning_rate: a number, at least 0, or a schedule, which is multiplied by :math:`\eta_t`.
+      steps_per_epoch: steps in an epoch, at least 1.
+      first_period_epochs: epochs until the first restart, at least 1.
+      normalized_weight_decay: :math:`\lambda_{norm}`, at least 0, default 0.025; a number or a schedule.
+      period_multiplier: how many times longer each period is than the last, an integer, at least 1, default 2.
+      b1: the decay of the first moment in [0, 1), default 0.9.
+      b2: the decay of the second moment in [0, 1), default 0.999.
+      eps: added to the root of the second moment, default 1e-8, at least 0.
+      where: which leaves decay: None (kernels, default), "all" (the authors), a predicate ``(path, leaf) -> bool``, or a
+        tree of booleans.
+
+    Returns:
+      An optax optimiser whose ``update`` needs the parameters.
+
+    Raises:
+      ValueError: if a number is out of range or not finite.
+
+    Cost:
+      That of ``optax.adamw``.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, regjax as rj
+      >>> tx = rj.gradients.adamwr(0.1, steps_per_epoch=1, first_period_epochs=2)
+      >>> params, grads = {"kernel": jnp.array([[2.0]])}, {"kernel": jnp.array([[1.0]])}
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> round(float(updates["kernel"][0, 0]), 4)
+      -0.0677
+
+    References:
+      Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019, arXiv 1711.05101, and SGDR: Stochastic Gradient
+      Descent with Warm Restarts, 2017, arXiv 1608.03983. As in the authors' code the counter is advanced before the multiplier is
+      used; the moments are kept over a restart.
+    """
+    name = "gradients.adamwr"
+    checks.strength(name, "learning_rate", learning_rate, low=0.0)
+    checks.strength(name, "normalized_weight_decay", normalized_weight_decay, low=0.0)
+    checks.integer(name, "steps_per_epoch", steps_per_epoch, low=1)
+    checks.integer(name, "first_period_epochs", first_period_epochs, low=1)
+    checks.integer(name, "period_multiplier", period_multiplier, low=1)
+    steps = steps_per_epoch * first_period_epochs
+
+    def multiplier(step: Any) -> Array:
+        done, _ = _period(step, steps, period_multiplier)
+        return 0.5 * (1 + jnp.cos(jnp.pi * done))
+
+    def decay(step: Any) -> Array:
+        value = resolve(normalized_weight_decay, step, name, "normalized_weight_decay")
+        return value / jnp.sqrt(_period(step, steps, period_multiplier)[1])
+
+    return _decoupled(name, _adam(name, b1, b2, eps), learning_rate, decay, multiplier, where)
+
+
+def _decoupled(
+    name: str, direction: optax.GradientTransformation, learning_rate: Any, weight_decay: Any, schedule: Any, where: Where
+) -> optax.GradientTransformationExtraArgs:
+    """``w - schedule * (learning_rate * direction + weight_decay * w)``."""
+    rate = _product(name, learning_rate, schedule)
+    return optax.chain(
+        direction,
+        optax.scale_by_schedule(lambda step: -rate(step)),
+        _decay(name, weight_decay, schedule, where),
+    )
+
+
+def _decay(name: str, weight_decay: Any, schedule: Any, where: Where) -> optax.GradientTransformationExtraArgs:
+    def update(updates: PyTree, state: StepState, params: PyTree = None, **extra_args: Any) -> tuple[PyTree, StepState]:
+        require_params(name, params)
+        rate = _product(name, weight_decay, schedule)(state.step)
+        updates = map_chosen(lambda u, p: trees.add_scaled(u, -rate, p), name, updates, params, where)
+        return updates, StepState(optax.safe_increment(state.step))
+
+    return optax.GradientTransformationExtraArgs(first_step, update)
+
+
+def _adam(name: str, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    checks.number(name, "b1", b1, low=0.0, high=1.0, open_high=True)
+    checks.number(name, "b2", b2, low=0.0, high=1.0, open_high=True)
+    checks.number(name, "eps", eps, low=0.0)
+    return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+
+
+def _product(name: str, strength: Strength, schedule: Strength | None) -> Schedule:
+    """The schedule of a strength times an optional multiplier."""
+
+    def value(step: Any) -> Any:
+        rate = resolve(strength, step, name, "strength")
+        return rate if schedule is None else rate * resolve(schedule, step, name, "schedule")
+
+    return value
+
+
+def _period(step: Any, first: int, multiplier: int) -> tuple[Array, Array]:
+    """The fraction of its period that is done after a step, in (0, 1], and the period's length in steps."""
+    if multiplier == 1:
+        return (step % first + 1) / jnp.float32(first), jnp.float32(first)
+    # All periods that begin before a 32-bit counter ends; integers, so that restarts are exact.
+    starts, lengths = [0], [first]
+    while starts[-1] + lengths[-1] < 2**31:
+        starts.append(starts[-1] + lengths[-1])
+        lengths.append(lengths[-1] * multiplier)
+    index = jnp.sum(jnp.asarray(step) >= np.array(starts, np.int32)) - 1
+    length = jnp.asarray(np.array(lengths, np.float32))[index]
+    return (step - jnp.asarray(np.array(starts, np.int32))[index] + 1) / length, length

@@ -1,0 +1,109 @@
+"""Kernels as matrices [inputs, outputs]: what singular values, Gram matrices and spectral norms are taken of."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from regjax.core import checks
+from regjax.core.sharding import explicit_sharding
+from regjax.core.types import Array
+
+# Flax names of the attention projections whose kernel is [in, heads, head_dim]; the output projection is [heads, head_dim, out].
+_TO_HEADS = ("query", "key", "value")
+
+
+def as_matrix(kernel: Any, *, groups: int = 1, output_axes: int = 1) -> Array:
+    r"""A kernel as the matrix of its linear map, one row for each input and one column for each output.
+
+    Formula:
+      Dense ``[in, out]`` stays; a convolution ``[..., in, out]`` becomes ``[prod(...) * in, out]`` (the map from one patch
+      to one position, of which the norm of the whole convolution is within a factor of the number of kernel positions);
+      attention ``[in, heads, head_dim]`` with ``output_axes=2`` becomes ``[in, heads * head_dim]``, and the projection
+      back ``[heads, head_dim, out]`` becomes ``[heads * head_dim, out]``. With groups, each block of outputs is a matrix of
+      its own.
+
+    Args:
+      kernel: ``[..., out]`` of two or more dimensions; the input of a grouped convolution is that of one group.
+      groups: the number of groups of a convolution, ``feature_group_count``; default 1. The outputs of a depthwise
+        convolution are as many groups as it has channels.
+      output_axes: how many trailing axes are outputs, default 1; 2 for the query, key and value kernels of attention.
+
+    Returns:
+      The matrix ``[inputs, outputs]``, or ``[groups, inputs, outputs / groups]`` where ``groups > 1``, in the dtype of
+      ``kernel``. Rows are in the kernel's own order (position, then channel).
+
+    Raises:
+      ValueError: if the kernel has fewer than two dimensions, ``output_axes`` leaves no input axis, or ``groups`` does not
+        divide the outputs.
+
+    Cost:
+      A reshape; a transposition where there are groups.
+
+    Example:
+      >>> import jax.numpy as jnp, regjax as rj
+      >>> rj.weights.as_matrix(jnp.ones((3, 3, 8, 16))).shape
+      (72, 16)
+      >>> rj.weights.as_matrix(jnp.ones((3, 3, 1, 8)), groups=8).shape
+      (8, 9, 1)
+      >>> rj.weights.as_matrix(jnp.ones((32, 4, 8)), output_axes=2).shape
+      (32, 32)
+
+    References:
+      Yoshida and Miyato, Spectral Norm Regularization for Improving the Generalizability of Deep Learning, 2017,
+      arXiv 1705.10941 (the reshaped convolution).
+    """
+    name = "weights.as_matrix"
+    kernel = checks.array(name, "kernel", kernel, min_ndim=2)
+    checks.integer(name, "output_axes", output_axes, low=1, high=kernel.ndim - 1)
+    checks.integer(name, "groups", groups, low=1)
+    inputs, outputs = (math.prod(part) for part in (kernel.shape[:-output_axes], kernel.shape[-output_axes:]))
+    if outputs % groups:
+        checks.fail(name, "groups", f"a divisor of the {outputs} outputs", groups)
+    if groups == 1:
+        return kernel.reshape(inputs, outputs)
+    # Output o of a grouped convolution belongs to group o // (outputs / groups).
+    return jnp.swapaxes(kernel.reshape(inputs, groups, outputs // groups), 0, 1)
+
+
+def kernel_matrix(path: tuple[str, ...], leaf: Any) -> Array:
+    r"""The matrix of a kernel by its place in a parameter tree: `as_matrix` with what the names tell.
+
+    Formula:
+      ``as_matrix(leaf, output_axes=2)`` for kernels of three dimensions in a module named query, key or value, as in
+      Flax's attention; ``as_matrix(leaf)`` for all others.
+
+    Args:
+      path: the names from the root to the leaf, ``("attention", "query", "kernel")``.
+      leaf: the kernel, of two or more dimensions.
+
+    Returns:
+      The matrix ``[inputs, outputs]``.
+
+    Raises:
+      ValueError: if the kernel has fewer than two dimensions.
+
+    Cost:
+      A reshape.
+
+    Example:
+      >>> import jax.numpy as jnp, regjax as rj
+      >>> rj.weights.kernel_matrix(("attention", "query", "kernel"), jnp.ones((32, 4, 8))).shape
+      (32, 32)
+      >>> rj.weights.kernel_matrix(("attention", "out", "kernel"), jnp.ones((4, 8, 32))).shape
+      (32, 32)
+
+    References:
+      The default of every ``matrix_of=`` argument. A tree cannot tell groups or layers stacked for a scan: write
+      ``matrix_of=lambda path, leaf: as_matrix(leaf, groups=8)`` for those, or return a stack of matrices ``[..., in, out]``.
+    """
+    leaf = checks.array("weights.kernel_matrix", "leaf", leaf, min_ndim=2)
+    to_heads = leaf.ndim == 3 and len(path) > 1 and path[-2] in _TO_HEADS
+    return as_matrix(leaf, output_axes=2 if to_heads else 1)
+
+
+def gathered(x: Array) -> Array:
+    """A whole copy on every device, where an Explicit mesh shards the array: reshapes and sorts need to be told."""
+    sharding = explicit_sharding(x)
+    return x if sharding is None else jax.sharding.reshard(x, sharding.update(spec=jax.P()))

@@ -1,0 +1,39 @@
+"""Techniques with memory: stable states, abstract initialisation, donation, and an Orbax round trip in mid-training."""
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+import pytest
+
+from tests.contracts.running import arrays, assert_same
+from tests.contracts.table import EXAMPLES
+
+STATEFUL = [e for e in EXAMPLES if e.memory is not None]
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize("example", STATEFUL, ids=lambda e: e.name)
+def test_state_keeps_shapes_and_dtypes(example):
+    state, apply = example.memory()
+    for dtype in (jnp.float32, jnp.bfloat16):
+        _, after = jax.eval_shape(lambda s, v: apply(s, KEY, **v), state, arrays(example, dtype))
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+            assert (new.shape, new.dtype, new.weak_type) == (old.shape, old.dtype, False)
+
+
+def test_restored_states_continue_bit_for_bit(tmp_path):
+    compiled = lambda apply: jax.jit(lambda state, values: apply(state, KEY, **values))
+    steps = {e.name: (compiled(e.memory()[1]), arrays(e)) for e in STATEFUL}
+    # Each after one step from its own initial state, all saved as one tree.
+    states = {e.name.replace(".", "_"): steps[e.name][0](e.memory()[0], steps[e.name][1])[1] for e in STATEFUL}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "states", states)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "states", jax.tree.map(ocp.utils.to_shape_dtype_struct, states))
+    for example in STATEFUL:
+        name = example.name.replace(".", "_")
+        step, values = steps[example.name]
+        assert_same(step(restored[name], values), step(states[name], values), example.name)
+        donated = jax.jit(step, donate_argnums=0)(jax.tree.map(jnp.copy, states[name]), values)
+        assert_same(donated, step(states[name], values), f"{example.name} with its state donated")

@@ -1,0 +1,32 @@
+"""The README says what is there: techniques, the demo's table, and examples that run."""
+
+import re
+
+from experiments import readme
+
+TEXT = (readme.ROOT / "README.md").read_text()
+
+
+def test_lists_and_table_are_up_to_date():
+    assert readme.fill(TEXT, "techniques", readme.techniques()) == TEXT, "run python -m experiments.readme"
+    assert readme.fill(TEXT, "demo", readme.demo(readme.ROOT / readme.RESULTS)) == TEXT, "run python -m experiments.readme"
+
+
+def test_both_examples_run_as_they_stand():
+    import jax
+    import jax.numpy as jnp
+
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert [len(block.strip().splitlines()) <= 13 for block in blocks] == [True, True]
+    chain, transform = blocks
+    names = {"model": lambda params, images: images.reshape(len(images), -1) @ params["kernel"] + params["bias"], "jax": jax}
+    setup = "import regjax as rj\n"
+    exec(setup + transform, names)
+    exec(chain, names)
+    params = {"kernel": jnp.ones((64, 3)), "bias": jnp.zeros(3)}
+    batch = {"image": jax.random.normal(jax.random.key(0), (6, 8, 8, 1)), "label": jax.nn.one_hot(jnp.arange(6) % 3, 3)}
+    state, losses = names["tx"].init(params), []
+    for i in range(3):
+        params, state, loss = names["step"](params, state, batch, jax.random.key(i))
+        losses.append(float(loss))
+    assert losses[-1] == losses[-1] and params["kernel"].shape == (64, 3)

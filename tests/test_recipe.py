@@ -1,0 +1,231 @@
+"""The pipeline of `make_train_step` equals the same step written out, and composes techniques of every kind."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import regjax as rj
+
+B, H, K, N = 8, 4, 3, 16
+KEY = jax.random.key(0)
+IMAGES = jax.random.normal(jax.random.key(1), (N, H, H, 1))
+LABELS = jnp.arange(N) % K
+BATCH = {"image": IMAGES[:B], "label": LABELS[:B], "index": jnp.arange(B)}
+PARAMS = {
+    "l0": {"kernel": 0.3 * jax.random.normal(jax.random.key(2), (H * H, 8)), "bias": jnp.zeros(8)},
+    "l1": {"kernel": 0.3 * jax.random.normal(jax.random.key(3), (8, K)), "bias": jnp.zeros(K)},
+}
+STATE = {"mean": jnp.zeros(8), "count": jnp.zeros((), jnp.int32)}
+
+
+def apply_fn(params, state, images, *, key, hooks, training):
+    """A two-layer network with a running mean of its features, like a BatchNorm statistic."""
+    features = jax.nn.relu(images.reshape(len(images), -1) @ params["l0"]["kernel"] + params["l0"]["bias"])
+    head = lambda h: h @ params["l1"]["kernel"] + params["l1"]["bias"]
+    seen = features
+    if training:
+        state = {"mean": 0.9 * state["mean"] + 0.1 * features.mean(0), "count": state["count"] + 1}
+        seen = rj.layers.dropout(jax.random.fold_in(key, 0), seen, rate=hooks.dropout)
+        if hooks.features:
+            seen = hooks.features(jax.random.fold_in(key, 1), seen)
+        if hooks.head:
+            return rj.Outputs(hooks.head(jax.random.fold_in(key, 2), head, seen), features, state)
+    return rj.Outputs(head(seen), features, state)
+
+
+def make(recipe, **options):
+    train = rj.make_train_step(recipe, apply_fn, num_classes=K, **options)
+    return train, train.init(KEY, PARAMS, STATE, labels=LABELS)
+
+
+def assert_close(a, b, tolerance=1e-6):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+
+
+def test_plain_recipe_is_the_plain_optax_step():
+    train, state = make(rj.Recipe(optimizer=optax.adam(1e-2)))
+    step = jax.jit(train.step)
+
+    def loss_fn(params):
+        logits = apply_fn(params, STATE, BATCH["image"], key=KEY, hooks=rj.Hooks(), training=True).logits
+        return optax.softmax_cross_entropy_with_integer_labels(logits, BATCH["label"]).mean()
+
+    tx, params = optax.adam(1e-2), PARAMS
+    opt_state = tx.init(params)
+    for i in range(3):
+        value, grads = jax.value_and_grad(loss_fn)(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        state, metrics = step(state, BATCH)
+        np.testing.assert_allclose(metrics["loss"], value, rtol=1e-6)
+        np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-5)
+        assert int(state.step) == i + 1 == int(state.model_state["count"])
+    assert_close(state.params, params)
+    assert step._cache_size() == 1
+
+
+def test_every_stage_in_its_place_equals_the_step_written_out():
+    recipe = rj.Recipe(
+        inputs=(functools.partial(rj.inputs.cutout, length=2),),
+        features=((0.1, lambda features, labels: jnp.mean(features**2)),),
+        loss=functools.partial(rj.losses.maxsup, weight=optax.linear_schedule(0.1, 0.2, 2)),
+        penalties=((optax.constant_schedule(1e-2), rj.weights.l2),),
+        objectives=(functools.partial(rj.objectives.sam, rho=0.1),),
+        gradients=(optax.scale(2.0),),
+        optimizer=optax.sgd(0.1),
+        weights=(rj.gradients.decoupled_weight_decay(0.01),),
+    )
+    train, state = make(recipe)
+    got, metrics = jax.jit(train.step)(state, BATCH)
+
+    key = jax.random.fold_in(state.key, 0)
+    input_key, _ = jax.random.split(key)
+    images, _ = rj.inputs.cutout(jax.random.fold_in(input_key, 0), BATCH["image"], length=2)
+
+    def loss_fn(params):
+        out = apply_fn(params, STATE, images, key=KEY, hooks=rj.Hooks(), training=True)
+        task = rj.losses.maxsup(out.logits, BATCH["label"], weight=0.1).mean()
+        return task + 0.1 * jnp.mean(out.features**2) + 1e-2 * rj.weights.l2(params)
+
+    grads = jax.grad(rj.objectives.sam(loss_fn, rho=0.1))(PARAMS)
+    is_kernel = lambda path: path[-1].key == "kernel"
+    want = jax.tree_util.tree_map_with_path(lambda path, p, g: p * (1 - 0.01 * is_kernel(path)) - 0.2 * g, PARAMS, grads)
+    assert_close(got.params, want)
+    assert set(metrics) >= {"loss", "task_loss", "penalty", "grad_norm"}
+    # The running statistics are those of the clean pass, and were updated once.
+    clean = apply_fn(PARAMS, STATE, images, key=KEY, hooks=rj.Hooks(), training=True).state
+    assert_close(got.model_state, clean)
+
+
+STATEFUL = {
+    "elr": lambda: rj.Recipe(loss=rj.losses.elr(N, K)),
+    "ps_kd": lambda: rj.Recipe(loss=rj.losses.ps_kd(N, K, total_epochs=4)),
+}
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_memories_are_written_at_the_batch_rows_alone(name):
+    train, state = make(STATEFUL[name](), steps_per_epoch=2)
+    after, _ = jax.jit(train.step)(state, BATCH)
+    changed = np.any(np.asarray(jax.tree.leaves(after.memory["loss"])[0] != jax.tree.leaves(state.memory["loss"])[0]), axis=1)
+    np.testing.assert_array_equal(changed, np.arange(N) < B)
+    with pytest.raises(ValueError, match="index"):
+        train.step(state, {"image": BATCH["image"], "label": BATCH["label"]})
+
+
+def everything():
+    return rj.Recipe(
+        inputs=(functools.partial(rj.inputs.mixup, alpha=1.0), functools.partial(rj.inputs.cutmix, prob=0.5)),
+        layers=rj.Hooks(
+            dropout=rj.schedules.early_dropout(0.3, cutoff_steps=4),
+            features=functools.partial(rj.layers.nested_dropout, probs=rj.layers.nested_dropout_probs(8, scale=4.0)),
+        ),
+        features=((1.0, rj.features.neural_collapse(K, 8)),),
+        loss=rj.losses.elr(N, K),
+        penalties=((1e-3, rj.weights.l2), (1e-3, rj.weights.stateful_spectral_penalty())),
+        objectives=(functools.partial(rj.objectives.amp, epsilon=0.1), functools.partial(rj.objectives.sam, rho=0.05)),
+        gradients=(rj.gradients.orthogonal_gradient(),),
+        optimizer=optax.adam(1e-2),
+        weights=(rj.gradients.proximal_step(rj.weights.prox_group_lasso, 1e-4),),
+    )
+
+
+def test_a_technique_of_every_stage_in_one_step_trains_and_vmaps_over_seeds():
+    train = rj.make_train_step(everything(), apply_fn, num_classes=K)
+    keys = jax.random.split(KEY, 2)
+    step = jax.jit(jax.vmap(train.step, in_axes=(0, None)))
+    states = jax.vmap(lambda key: train.init(key, PARAMS, STATE))(keys)
+    first = None
+    for _ in range(30):
+        states, metrics = step(states, BATCH)
+        first = metrics["task_loss"] if first is None else first
+    assert np.all(np.isfinite(metrics["loss"])) and np.all(metrics["task_loss"] < first)
+    assert step._cache_size() == 1
+
+    one, alone = train.init(keys[0], PARAMS, STATE), jax.jit(train.step)
+    for _ in range(3):
+        one, _ = alone(one, BATCH)
+    states = jax.vmap(lambda key: train.init(key, PARAMS, STATE))(keys)
+    for _ in range(3):
+        states, _ = step(states, BATCH)
+    assert_close(one.params, jax.tree.map(lambda p: p[0], states.params), 1e-4)
+
+
+def test_sampled_heads_average_losses_and_refuse_memories():
+    head = functools.partial(rj.layers.multi_sample_dropout, num_samples=4, rate=0.0)
+    train, state = make(rj.Recipe(layers=rj.Hooks(head=head)))
+    plain, plain_state = make(rj.Recipe())
+    assert_close(train.step(state, BATCH)[0].params, plain.step(plain_state, BATCH)[0].params)
+    train, state = make(rj.Recipe(layers=rj.Hooks(head=head), loss=rj.losses.elr(N, K)))
+    with pytest.raises(ValueError, match=r"layers\.head"):
+        train.step(state, BATCH)
+
+
+def test_groups_of_the_batch_average_their_statistics_and_refuse_memories():
+    grouped = functools.partial(rj.objectives.sam, rho=0.1, num_groups=2)
+    train, state = make(rj.Recipe(objectives=(grouped,), optimizer=optax.sgd(0.1)))
+    after, metrics = jax.jit(train.step)(state, BATCH)
+
+    def loss_fn(params, images, labels):
+        logits = apply_fn(params, STATE, images, key=KEY, hooks=rj.Hooks(), training=True).logits
+        return rj.losses.label_smoothing(logits, labels, alpha=0.0).mean()
+
+    sam = jax.grad(rj.objectives.sam(loss_fn, rho=0.1))
+    halves = [sam(PARAMS, BATCH["image"][half], BATCH["label"][half]) for half in (slice(0, 4), slice(4, 8))]
+    want = jax.tree.map(lambda p, a, b: p - 0.05 * (a + b), PARAMS, *halves)
+    assert_close(after.params, want)
+    plain, plain_state = make(rj.Recipe())
+    assert_close(after.model_state, plain.step(plain_state, BATCH)[0].model_state)
+    assert metrics["loss"].shape == ()
+    train, state = make(rj.Recipe(objectives=(grouped,), loss=rj.losses.elr(N, K)))
+    with pytest.raises(ValueError, match="num_groups=1"):
+        train.step(state, BATCH)
+
+
+@pytest.mark.parametrize("style", ["shard_map", "pmap"])
+def test_mapped_over_devices_with_axis_name_equals_one_device(style):
+    recipe = rj.Recipe(
+        loss=rj.losses.elr(N, K),
+        penalties=((1e-2, rj.weights.l2),),
+        objectives=(functools.partial(rj.objectives.sam, rho=0.1, axis_name="data"),),
+        optimizer=optax.sgd(0.1, momentum=0.9),
+    )
+    mapped, state = make(recipe, axis_name="data")
+    single, _ = make(rj.Recipe(**{**recipe.__dict__, "objectives": (functools.partial(rj.objectives.sam, rho=0.1),)}))
+    if style == "shard_map":
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        run = jax.jit(
+            jax.shard_map(
+                mapped.step, mesh=mesh, in_specs=(jax.P(), jax.P("data")), out_specs=(jax.P(), jax.P()), check_vma=False
+            )
+        )
+        step = run
+    else:
+        run = jax.pmap(mapped.step, axis_name="data", in_axes=(None, 0), out_axes=None)
+        step = lambda state, batch: run(state, jax.tree.map(lambda x: x.reshape(8, 1, *x.shape[1:]), batch))
+    want, got = state, state
+    for _ in range(2):
+        want, want_metrics = single.step(want, BATCH)
+        got, metrics = step(got, BATCH)
+    assert_close(got.params, want.params, 1e-5)
+    assert_close(got.memory["loss"], want.memory["loss"], 1e-5)
+    assert_close(got.model_state, want.model_state, 1e-5)
+    np.testing.assert_allclose(metrics["loss"], want_metrics["loss"], rtol=1e-5)
+
+
+def test_bad_recipes_are_named():
+    for field, value, text in (
+        ("inputs", rj.inputs.mixup, "inputs must be a tuple"),
+        ("penalties", (rj.weights.l2,), "pairs"),
+        ("penalties", ((float("nan"), rj.weights.l2),), "finite"),
+        ("layers", {"dropout": 0.5}, "layers must be a regjax.Hooks"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            rj.Recipe(**{field: value})
+    with pytest.raises(ValueError, match="num_classes"):
+        rj.make_train_step(rj.Recipe(), apply_fn, num_classes=0)

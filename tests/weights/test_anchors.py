@@ -1,0 +1,62 @@
+"""The distance between the distributions of weights now and at initialisation."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import regjax as rj
+
+RNG = np.random.default_rng(0)
+START = {"kernel": RNG.normal(size=(4, 3)), "bias": RNG.normal(size=3)}
+PARAMS = {"kernel": RNG.normal(size=(4, 3)), "bias": RNG.normal(size=3)}
+
+
+def reference(params, start, p, mean):
+    total = 0.0
+    for name in params:
+        pairs = list(zip(sorted(params[name].ravel()), sorted(start[name].ravel()), strict=True))
+        total += sum(abs(a - b) ** p for a, b in pairs) / (len(pairs) if mean else 1)
+    return total
+
+
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_equals_its_reference_sorted_before_or_not(x64, p, reduction):
+    want = reference(PARAMS, START, p, reduction == "mean")
+    for start in (START, rj.weights.sorted_init(START)):
+        got = jax.jit(partial(rj.weights.wasserstein_to_init, init_params=start, p=p, reduction=reduction))(PARAMS)
+        assert got == pytest.approx(want, rel=1e-12)
+
+
+def test_published_values_and_gradient_to_the_same_rank():
+    start = {"w": jnp.array([0.0, 0.0, 3.0])}
+    penalty = partial(rj.weights.wasserstein_to_init, init_params=rj.weights.sorted_init(start))
+    value, gradient = jax.value_and_grad(penalty)({"w": jnp.array([1.0, 3.0, 2.0])})
+    assert float(value) == 5.0
+    np.testing.assert_array_equal(gradient["w"], [2.0, 0.0, 4.0])
+    for order in ([2, 0, 1], [1, 2, 0]):
+        assert float(penalty({"w": start["w"][jnp.array(order)]})) == 0.0
+
+
+def test_initial_weights_are_constant_and_equal_weights_are_fine():
+    value = lambda params, start: rj.weights.wasserstein_to_init(params, start)
+    to_start = jax.grad(value, argnums=1)(PARAMS, START)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(to_start))
+    ties = jax.tree.map(np.ones_like, START)
+    gradient = jax.grad(value)(ties, START)
+    # Equal weights are shared out among the initial ones in some order: the sum is that of any order.
+    assert float(gradient["bias"].sum()) == pytest.approx(2 * float((1 - START["bias"]).sum()), rel=1e-5)
+    assert float(value(ties, START)) == pytest.approx(reference(ties, START, 2, False), rel=1e-5)
+
+
+def test_where_and_low_precision():
+    got = rj.weights.wasserstein_to_init(PARAMS, START, where="kernels")
+    want = reference({"kernel": PARAMS["kernel"]}, START, 2, False)
+    assert float(got) == pytest.approx(want, rel=1e-5)
+    low = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), (PARAMS, START))
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), low)
+    assert float(rj.weights.wasserstein_to_init(*low)) == pytest.approx(float(rj.weights.wasserstein_to_init(*wide)), rel=1e-6)
+    assert rj.weights.sorted_init(low[0]).values["kernel"].dtype == jnp.bfloat16
