@@ -13,6 +13,7 @@ from flax import nnx
 
 import regjax as rj
 from experiments.data import epoch_permutation
+from experiments.evaluation import measure
 from experiments.models import ModelConfig, make_model, split
 from experiments.recipes import Setting, make_recipe
 
@@ -176,7 +177,10 @@ def run(recipe: str, task: Task, **hyperparameters: Any) -> RunResult:
     every = config.epochs // config.points
     return RunResult(
         metrics={
-            **{name: np.asarray(values).tolist() for name, values in judge(logits, arrays.eval_labels).items()},
+            **{
+                name: np.asarray(values).tolist()
+                for name, values in jax.jit(jax.vmap(measure))(logits, arrays.eval_labels).items()
+            },
             "memorized": np.asarray(curves["memorized"])[:, -1].tolist(),
         },
         curves={name: np.asarray(values).tolist() for name, values in curves.items()},
@@ -185,24 +189,6 @@ def run(recipe: str, task: Task, **hyperparameters: Any) -> RunResult:
         compile_seconds=compile_seconds,
         flops_per_step=flops_per_step(pipeline, task),
     )
-
-
-@jax.jit
-def judge(logits: jax.Array, labels: jax.Array) -> Mapping[str, jax.Array]:
-    """Accuracy, NLL, ECE and AURC of each seed, from logits [S, M, K] and labels [S, M]."""
-
-    def one(logits: jax.Array, labels: jax.Array) -> Mapping[str, jax.Array]:
-        log_p = jax.nn.log_softmax(logits)
-        correct = jnp.argmax(logits, -1) == labels
-        confidence = jnp.exp(jnp.max(log_p, -1))
-        return {
-            "accuracy": jnp.mean(correct.astype(jnp.float32)),
-            "nll": -jnp.mean(jnp.take_along_axis(log_p, labels[:, None], -1)),
-            "ece": rj.diagnostics.expected_calibration_error(confidence, correct),
-            "aurc": rj.diagnostics.aurc(confidence, correct),
-        }
-
-    return jax.vmap(one)(logits, labels)
 
 
 def flops_per_step(pipeline: Pipeline, task: Task) -> float:
@@ -224,6 +210,7 @@ def make_pipeline(recipe: str, task: Task, hyperparameters: Mapping[str, Any]) -
         feature_dim=params["head"]["kernel"].shape[0],
         steps_per_epoch=task.steps_per_epoch,
         epochs=task.config.epochs,
+        total_steps=task.config.epochs * task.steps_per_epoch,
         learning_rate=task.config.learning_rate,
     )
     made = make_recipe(recipe, setting, **hyperparameters)

@@ -32,11 +32,12 @@ def demo(folder: Path) -> str:
     table = ["| " + " | ".join(HEADER) + " |", "| --- " + "| ---: " * (len(HEADER) - 1) + "|"]
     table += ["| " + " | ".join(row) + " |" for row in rows]
     seeds = results["config"]["seeds"]
-    text = f"""Digits, 30 labelled images a class, 30 % of the labels wrong, an MLP, {seeds} seeds. Accuracy on the 360 test images is mean ±
-standard deviation over seeds; the difference to the baseline is paired over seeds, ± its standard error; memorized is the share of
-wrong training labels that the model reproduces; time and FLOPs are those of a training step as ratios to the baseline's. Optimiser,
-learning rate and length are the same for all, chosen so that the plain method learns every label by heart; each recipe's strength was
-chosen on validation images and other seeds (`experiments/results/tuning.json`)."""
+    text = f"""Digits, 30 labelled images a class, 30 % of the labels wrong, an MLP, {seeds} seeds. Accuracy on the 360 test
+images is mean ± standard deviation over seeds; the difference to the baseline is paired over seeds, ± its standard error;
+memorized is the share of wrong training labels that the model reproduces; time and FLOPs are those of a training step as
+ratios to the baseline's. Optimiser, learning rate and length are the same for all, chosen so that the plain method learns
+every label by heart; each recipe's strength was chosen on validation images and other seeds, with
+`python -m experiments.tune` (all points are in `experiments/results/tuning.json`)."""
     return "\n".join([text, "", *table, "", f"![Test accuracy of every recipe]({RESULTS}/bars.png)"])
 
 

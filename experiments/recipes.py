@@ -24,7 +24,8 @@ class Setting:
       num_classes: classes K.
       feature_dim: penultimate features D.
       steps_per_epoch: optimiser steps in an epoch.
-      epochs: epochs in the run.
+      epochs: epochs in the run, the last perhaps cut short.
+      total_steps: optimiser steps in the run.
       learning_rate: the learning rate of the plain method.
     """
 
@@ -33,12 +34,8 @@ class Setting:
     feature_dim: int
     steps_per_epoch: int
     epochs: int
+    total_steps: int
     learning_rate: float = 0.02
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps in the run."""
-        return self.steps_per_epoch * self.epochs
 
 
 RecipeFn = Callable[..., rj.Recipe]
@@ -66,7 +63,7 @@ def baseline(s: Setting) -> rj.Recipe:
 
 
 @named
-def mixup(s: Setting, alpha: float = 4.0) -> rj.Recipe:
+def mixup(s: Setting, alpha: float = 8.0) -> rj.Recipe:
     """Convex combinations of two images and their labels."""
     return rj.Recipe(inputs=(partial(rj.inputs.mixup, alpha=alpha),), optimizer=sgd(s))
 
@@ -107,7 +104,7 @@ def late_dropout(s: Setting, rate: float = 0.6, start: float = 0.05) -> rj.Recip
 
 
 @named
-def multi_sample_dropout(s: Setting, num_samples: int = 8, rate: float = 0.9) -> rj.Recipe:
+def multi_sample_dropout(s: Setting, num_samples: int = 8, rate: float = 0.95) -> rj.Recipe:
     """Several dropout masks on the features in every step."""
     head = partial(rj.layers.multi_sample_dropout, num_samples=num_samples, rate=rate)
     return rj.Recipe(layers=rj.Hooks(head=head), optimizer=sgd(s))
@@ -164,7 +161,7 @@ def spectral_decoupling(s: Setting, weight: float = 0.1) -> rj.Recipe:
 
 
 @named
-def elr(s: Setting, weight: float = 3.0, beta: float = 0.7) -> rj.Recipe:
+def elr(s: Setting, weight: float = 7.0, beta: float = 0.7) -> rj.Recipe:
     """Early-learning regularisation: a memory of each example's predictions."""
     return rj.Recipe(loss=rj.losses.elr(s.num_examples, s.num_classes, beta=beta, weight=weight), optimizer=sgd(s))
 
@@ -192,7 +189,7 @@ def asam(s: Setting, rho: float = 8.0) -> rj.Recipe:
 
 
 @named
-def amp(s: Setting, epsilon: float = 0.6) -> rj.Recipe:
+def amp(s: Setting, epsilon: float = 1.0) -> rj.Recipe:
     """Adversarial model perturbation in a ball around each leaf."""
     return rj.Recipe(objectives=(partial(rj.objectives.amp, epsilon=epsilon),), optimizer=sgd(s))
 
@@ -260,13 +257,13 @@ def group_lasso(s: Setting, strength: float = 0.03) -> rj.Recipe:
 
 
 @named
-def spectral(s: Setting, strength: float = 0.03) -> rj.Recipe:
+def spectral(s: Setting, strength: float = 0.06) -> rj.Recipe:
     """Largest singular values drawn to 1, by one power step carried along."""
     return rj.Recipe(penalties=((strength, rj.weights.stateful_spectral_penalty()),), optimizer=sgd(s))
 
 
 @named
-def wasserstein_to_init(s: Setting, strength: float = 0.3) -> rj.Recipe:
+def wasserstein_to_init(s: Setting, strength: float = 0.6) -> rj.Recipe:
     """The distribution of each leaf's weights drawn to that of its initial values."""
     penalty = rj.Stateful(
         lambda key, params: rj.weights.sorted_init(params),
@@ -279,8 +276,12 @@ def wasserstein_to_init(s: Setting, strength: float = 0.3) -> rj.Recipe:
 
 
 @named
-def one_cycle(s: Setting, peak: float = 0.5) -> rj.Recipe:
-    """The learning rate rises to ``peak`` times the plain one and falls to nothing."""
+def one_cycle(s: Setting, peak: float = 2.0) -> rj.Recipe:
+    """The learning rate rises to ``peak`` times the plain one and falls to nothing.
+
+    Peaks below 1 do better under label noise, as any lower rate does that stops before the noise is learnt; they are left out
+    because the learning rate is the same for all recipes.
+    """
     schedule = rj.schedules.one_cycle(total_steps=s.total_steps, peak_value=peak * s.learning_rate)
     return rj.Recipe(optimizer=sgd(s, schedule))
 
@@ -329,7 +330,7 @@ GRIDS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "label_smoothing": {"alpha": (0.1, 0.3, 0.6, 0.9)},
     "maxsup": {"weight": (0.1, 0.3, 0.7, 1.5)},
     "spectral_decoupling": {"weight": (0.01, 0.1, 0.3, 1.0)},
-    "elr": {"weight": (1.0, 3.0, 7.0), "beta": (0.7, 0.9)},
+    "elr": {"weight": (1.0, 3.0, 7.0, 12.0), "beta": (0.7, 0.9)},
     "ps_kd": {"alpha_final": (0.5, 0.8, 0.95)},
     "sam": {"rho": (0.1, 0.3, 0.6, 1.2)},
     "asam": {"rho": (1.0, 2.0, 4.0, 8.0, 16.0)},
@@ -343,7 +344,7 @@ GRIDS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "group_lasso": {"strength": (1e-2, 3e-2, 6e-2, 1e-1)},
     "spectral": {"strength": (1e-3, 3e-3, 1e-2, 3e-2, 6e-2)},
     "wasserstein_to_init": {"strength": (3e-2, 1e-1, 3e-1, 6e-1)},
-    "one_cycle": {"peak": (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)},
+    "one_cycle": {"peak": (1.0, 2.0, 4.0)},
     "robust": {"rate": (0.3, 0.5), "rho": (0.1, 0.3), "strength": (3e-2, 1e-1)},
     "noise_tolerant": {"rate": (0.3, 0.5), "alpha": (0.5, 1.0), "strength": (1e-1, 2e-1)},
 }

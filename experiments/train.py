@@ -310,14 +310,14 @@ def make_program(config: TrainConfig, splits: Any, mesh: jax.sharding.Mesh, step
     dtype = jnp.bfloat16 if config.bfloat16 else None
     make = lambda key: make_model(config.model, splits.image_shape, splits.num_classes, rngs=nnx.Rngs(key), dtype=dtype)
     apply_fn, params, _ = split(nnx.eval_shape(lambda: make(jax.random.key(0))))
-    setting = _Setting(
+    setting = Setting(
         num_examples=len(splits.train),
         num_classes=splits.num_classes,
         feature_dim=params["head"]["kernel"].shape[0],
         steps_per_epoch=steps_per_epoch,
         epochs=math.ceil(total / steps_per_epoch),
+        total_steps=total,
         learning_rate=config.learning_rate,
-        steps=total,
     )
     recipe = make_recipe(config.recipe, setting, **_typed(config.recipe, config.hyperparameters))
     if config.clip_norm is not None:
@@ -372,17 +372,6 @@ def make_program(config: TrainConfig, splits: Any, mesh: jax.sharding.Mesh, step
         score=jax.jit(score_batch, out_shardings=whole),
         probe=jax.jit(guard.make_probe(recipe, apply_fn, **options)),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Setting(Setting):
-    """A setting whose number of steps need not be one of whole epochs."""
-
-    steps: int = 0
-
-    @property
-    def total_steps(self) -> int:
-        return self.steps
 
 
 def _averaged(state: rj.TrainState) -> tuple[Any, Any]:
