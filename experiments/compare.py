@@ -168,7 +168,7 @@ def _write(path: Path, content: Any) -> None:
     """Writes JSON whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1))
+    temporary.write_text(json.dumps(content))
     temporary.replace(path)
 
 

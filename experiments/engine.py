@@ -14,7 +14,7 @@ from flax import nnx
 import regjax as rj
 from experiments.data import epoch_permutation
 from experiments.evaluation import measure
-from experiments.models import ModelConfig, make_model, split
+from experiments.models import Classifier, ModelConfig, make_model, split
 from experiments.recipes import Setting, make_recipe
 
 
@@ -127,16 +127,16 @@ class Task:
         """Whole batches in an epoch."""
         return self.num_examples // self.batch_size
 
-    def model(self, key: jax.Array) -> tuple[rj.ApplyFn, Any, Any]:
-        """The model as a function, fresh parameters and fresh mutable state."""
+    def model(self, key: jax.Array) -> Classifier:
+        """A fresh model."""
         shape = tuple(self.data.images.shape[2:])
-        return split(make_model(self.config.model, shape, self.num_classes, rngs=nnx.Rngs(key)))
+        return make_model(self.config.model, shape, self.num_classes, rngs=nnx.Rngs(key))
 
     @functools.cached_property
     def initial(self) -> tuple[Any, Any]:
         """Parameters and mutable state of every seed, the same for all recipes; compiled once, as it takes seconds."""
         keys = jax.vmap(jax.random.key)(jnp.asarray(self.seeds))
-        return jax.jit(jax.vmap(lambda key: self.model(key)[1:]))(keys)
+        return jax.jit(jax.vmap(lambda key: split(self.model(key))[1:]))(keys)
 
 
 class Pipeline(NamedTuple):
@@ -183,7 +183,7 @@ def run(recipe: str, task: Task, **hyperparameters: Any) -> RunResult:
             },
             "memorized": np.asarray(curves["memorized"])[:, -1].tolist(),
         },
-        curves={name: np.asarray(values).tolist() for name, values in curves.items()},
+        curves={name: np.round(np.asarray(values, np.float64), 5).tolist() for name, values in curves.items()},
         epochs=list(range(every, config.epochs + 1, every)),
         seconds_per_step=seconds / (config.epochs * task.steps_per_epoch * len(task.seeds)),
         compile_seconds=compile_seconds,
@@ -203,7 +203,7 @@ def flops_per_step(pipeline: Pipeline, task: Task) -> float:
 
 def make_pipeline(recipe: str, task: Task, hyperparameters: Mapping[str, Any]) -> Pipeline:
     """The pure functions of a recipe on a task."""
-    apply_fn, params, _ = task.model(jax.random.key(0))
+    apply_fn, params, _ = split(nnx.eval_shape(lambda: task.model(jax.random.key(0))))
     setting = Setting(
         num_examples=task.num_examples,
         num_classes=task.num_classes,

@@ -17,7 +17,7 @@ def test_both_examples_run_as_they_stand():
     import jax.numpy as jnp
 
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert [len(block.strip().splitlines()) <= 13 for block in blocks] == [True, True]
+    assert [len(block.strip().splitlines()) <= 12 for block in blocks] == [True, True]
     chain, transform = blocks
     names = {"model": lambda params, images: images.reshape(len(images), -1) @ params["kernel"] + params["bias"], "jax": jax}
     setup = "import regjax as rj\n"

@@ -57,7 +57,6 @@ def decoupled_weight_decay(
     checks.strength(name, "weight_decay", weight_decay, low=0.0)
     if schedule is not None:
         checks.strength(name, "schedule", schedule, low=0.0)
-
     return _decay(name, weight_decay, schedule, where)
 
 

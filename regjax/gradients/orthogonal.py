@@ -36,7 +36,7 @@ def orthogonal_gradient(
       min_size: leaves with fewer entries pass, default 2: one number has no orthogonal direction. With
         ``granularity="global"`` it is the size of the whole.
       guard: a residual of less than this fraction of the gradient's norm is rounding noise, and becomes 0 instead of being
-        rescaled; default 1e-6.
+        rescaled; in [0, 1), default 1e-6.
       where: which leaves: "all" (default), None or "kernels", a predicate ``(path, leaf) -> bool``, or a tree of booleans.
 
     Returns:
@@ -47,7 +47,8 @@ def orthogonal_gradient(
       ValueError: if an argument is not of the stated form, or ``update`` gets no parameters.
 
     Cost:
-      9 FLOPs for each weight, 7 without ``rescale``: 1.01x the FLOPs of a step on 256 examples; no forward pass.
+      About 10 FLOPs for each weight, 8 without ``rescale``: 1.007x the FLOPs of a step of a small network on 256 examples,
+      1.014x on 128; three passes over weights and gradients; no forward pass.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -66,7 +67,7 @@ def orthogonal_gradient(
     name = "gradients.orthogonal_gradient"
     checks.boolean(name, "rescale", rescale)
     checks.number(name, "eps", eps, low=0.0)
-    checks.number(name, "guard", guard, low=0.0)
+    checks.number(name, "guard", guard, low=0.0, high=1.0, open_high=True)
     checks.choice(name, "granularity", granularity, ("leaf", "global"))
     if not isinstance(min_size, jax.Array):  # optax.inject_hyperparams makes an array of it
         checks.integer(name, "min_size", min_size, low=0)

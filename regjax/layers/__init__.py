@@ -10,7 +10,6 @@ from regjax.layers.multi_sample import (
 )
 from regjax.layers.nested import (
     NestedDropout,
-    apply_nested_dropout,
     nested_dropout,
     nested_dropout_probs,
     sample_truncations,
@@ -26,7 +25,6 @@ __all__ = [
     "apply_drop_path",
     "apply_dropout",
     "apply_multi_sample_dropout",
-    "apply_nested_dropout",
     "drop_path",
     "drop_path_rates",
     "dropout",

@@ -99,15 +99,12 @@ def truncate_features(x: Any, k: Any) -> Array:
       [1.0, 2.0, 0.0]
 
     References:
-      Chen et al., Compressing Features for Learning with Noisy Labels, 2022, arXiv 2206.13140. Also named
-      ``apply_nested_dropout``: it is the deterministic part of `nested_dropout`.
+      Chen et al., Compressing Features for Learning with Noisy Labels, 2022, arXiv 2206.13140. The
+      deterministic part of `nested_dropout`.
     """
     name = "layers.truncate_features"
     x = checks.floating(name, "x", x, min_ndim=1)
     return _truncate(x, _check_k(name, k, x.shape[-1]))
-
-
-apply_nested_dropout = truncate_features
 
 
 def sample_truncations(key: Key, *probs: Any, alternate: bool = False) -> Array:

@@ -67,6 +67,7 @@ def test_geometry_in_float32():
 
 
 def test_edges():
+    run = jax.jit(apply, static_argnames="min_size")
     w = jnp.asarray(RNG.normal(size=100), jnp.float32)
     params = {"parallel": w, "one": jnp.array([2.0]), "zeros": jnp.zeros(3), "still": jnp.ones(3), "tiny": jnp.array([1.0, 1.0])}
     grads = {
@@ -76,17 +77,15 @@ def test_edges():
         "still": jnp.zeros(3),
         "tiny": jnp.array([3e-25, 1e-25]),
     }
-    out = jax.jit(apply)(grads, params)
+    out = run(grads, params)
     np.testing.assert_array_equal(out["parallel"], jnp.zeros(100))  # rounding noise is not scaled up
     np.testing.assert_array_equal(out["one"], grads["one"])  # no direction is orthogonal to one number
     np.testing.assert_allclose(out["zeros"], grads["zeros"], rtol=1e-6)
     np.testing.assert_array_equal(out["still"], jnp.zeros(3))
     # Where squares underflow the projection stands, only the rescaling is left out.
     np.testing.assert_allclose(out["tiny"], [1e-25, -1e-25], rtol=1e-6)
-    noisy = apply(grads, params, guard=0.0)["parallel"]
-    assert float(jnp.linalg.norm(noisy)) in (0.0, pytest.approx(float(jnp.linalg.norm(grads["parallel"])), rel=1e-4))
-    assert not apply(grads, params, min_size=1)["one"].any()
-    kept = apply(grads, params, min_size=101)
+    assert not run(grads, params, min_size=1)["one"].any()
+    kept = run(grads, params, min_size=101)
     assert all(np.array_equal(kept[name], grads[name]) for name in grads)
 
 

@@ -57,7 +57,7 @@ def test_truncation_keeps_the_first_features_unscaled(x64):
     for k in range(1, 6):
         want = np.array([[X[b, i] if i < k else 0.0 for i in range(5)] for b in range(3)])
         np.testing.assert_array_equal(rj.layers.truncate_features(X, k), want)
-        np.testing.assert_array_equal(rj.layers.apply_nested_dropout(X, jnp.asarray(k)), want)
+        np.testing.assert_array_equal(rj.layers.truncate_features(X, jnp.asarray(k)), want)
         got = np.asarray(gradient(jnp.asarray(X), k))
         assert np.all(got[:, k:] == 0)
         np.testing.assert_allclose(got[:, :k], np.cos(X[:, :k]), rtol=1e-12)

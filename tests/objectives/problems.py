@@ -1,5 +1,6 @@
 """Small losses that several tests of objectives differentiate."""
 
+import functools
 import itertools
 
 import jax
@@ -91,8 +92,9 @@ def same(a, b):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
-def step_flops(loss_fn, batch=128, sizes=(64, 256, 256, 10)):
-    """FLOPs of the value and gradient of ``make(loss)`` on an MLP, and its compiled text."""
+@functools.cache
+def step_flops(transform=None, batch=128, sizes=(64, 256, 256, 10)):
+    """FLOPs of the value and gradient of a (transformed) loss of an MLP, and its compiled text."""
 
     def plain(params, x, y):
         for i, layer in enumerate(params):
@@ -103,5 +105,5 @@ def step_flops(loss_fn, batch=128, sizes=(64, 256, 256, 10)):
     shape = lambda *n, dtype=jnp.float32: jax.ShapeDtypeStruct(n, dtype)
     params = [{"kernel": shape(a, b), "bias": shape(b)} for a, b in itertools.pairwise(sizes)]
     arguments = (params, shape(batch, sizes[0]), shape(batch, dtype=jnp.int32))
-    compiled = jax.jit(jax.value_and_grad(loss_fn(plain))).lower(*arguments).compile()
+    compiled = jax.jit(jax.value_and_grad(plain if transform is None else transform(plain))).lower(*arguments).compile()
     return compiled.cost_analysis()["flops"], compiled.as_text()

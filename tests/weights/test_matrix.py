@@ -26,7 +26,7 @@ def test_a_convolution_is_its_matrix_on_each_patch(x64, channels, groups, output
     np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
-def test_attention_kernels_and_the_names_that_tell_them(x64):
+def test_attention_kernels_and_the_names_that_tell_them():
     attention = nnx.MultiHeadAttention(2, 6, qkv_features=8, rngs=nnx.Rngs(0))
     matrices = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(nnx.state(attention, nnx.Param))[0]:
@@ -40,8 +40,8 @@ def test_attention_kernels_and_the_names_that_tell_them(x64):
         "out": (8, 6),
     }
     x, y = RNG.normal(size=6), RNG.normal(size=(2, 4))
-    np.testing.assert_allclose((attention.query(x) - attention.query.bias).ravel(), x @ matrices["query"], rtol=1e-5)
-    np.testing.assert_allclose(attention.out(y) - attention.out.bias, y.ravel() @ matrices["out"], rtol=1e-5)
+    np.testing.assert_allclose((attention.query(x) - attention.query.bias).ravel(), x @ matrices["query"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(attention.out(y) - attention.out.bias, y.ravel() @ matrices["out"], rtol=1e-4, atol=1e-5)
 
 
 def test_a_dense_kernel_is_itself_and_a_one_dimensional_convolution_has_its_outputs_last():

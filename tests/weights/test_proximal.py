@@ -86,13 +86,17 @@ def test_published_values(x64):
 def test_moreau_decomposition(x64):
     """The operator plus that of the conjugate is the identity: projections on balls, and for l2 a shrinkage again."""
     w, t = RNG.normal(size=(5, 3)), 0.8
-    np.testing.assert_allclose(rj.weights.prox_l1({"kernel": w}, t)["kernel"] + np.clip(w, -t, t), w, rtol=1e-12)
-    norms = np.linalg.norm(w, axis=0)
-    np.testing.assert_allclose(
-        rj.weights.prox_group_lasso({"kernel": w}, t)["kernel"] + w * np.minimum(1, t / norms), w, rtol=1e-12
-    )
-    conjugate = t * rj.weights.prox_l2({"kernel": w / t}, 1 / t)["kernel"]
-    np.testing.assert_allclose(rj.weights.prox_l2({"kernel": w}, t)["kernel"] + conjugate, w, rtol=1e-12)
+
+    @jax.jit
+    def moves(w):
+        by = lambda prox, w, t: prox({"kernel": w}, t)["kernel"]
+        l2 = by(rj.weights.prox_l2, w, t), t * by(rj.weights.prox_l2, w / t, 1 / t)
+        return by(rj.weights.prox_l1, w, t), by(rj.weights.prox_group_lasso, w, t), *l2
+
+    l1, group, l2, l2_conjugate = moves(w)
+    on_box, on_ball = np.clip(w, -t, t), w * np.minimum(1, t / np.linalg.norm(w, axis=0))
+    for prox, conjugate in ((l1, on_box), (group, on_ball), (l2, l2_conjugate)):
+        np.testing.assert_allclose(prox + conjugate, w, rtol=1e-12)
 
 
 def test_groups_across_leaves_shrink_together(x64):

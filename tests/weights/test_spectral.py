@@ -123,14 +123,18 @@ def test_memory_follows_moving_weights_and_has_no_gradient():
         (value, state), gradient = jax.value_and_grad(lambda p: carried.apply(state, p), has_aux=True)(params)
         return (jax.tree.map(lambda p, g: p - 1e-3 * g, params, gradient), state), value
 
-    state = carried.init(jax.random.key(0), start)
-    (params, state), values = jax.jit(lambda c: jax.lax.scan(step, c, None, 2000))((start, state))
+    @jax.jit
+    def run(start):
+        first = carried.init(jax.random.key(0), start)
+        to_state = jax.grad(lambda u: carried.apply(first._replace(u=u), start)[0])(first.u)
+        return jax.lax.scan(step, (start, first), None, 2000), to_state
+
+    ((params, _), values), to_state = run(start)
     assert values[-1] < 1e-2 * values[0]
     # Every kernel ends with its largest singular value near one.
     for layer, shape in KERNELS.items():
         kernel = np.asarray((params[layer].get("query") or params[layer])["kernel"]).reshape(shape)
         assert np.linalg.svd(kernel, compute_uv=False)[0] == pytest.approx(1.0, abs=0.05)
-    to_state = jax.jit(jax.grad(lambda u: carried.apply(state._replace(u=u), start)[0]))(state.u)
     assert not any(leaf.any() for leaf in jax.tree.leaves(to_state))
 
 
@@ -138,20 +142,21 @@ def test_a_kernel_of_zeros_keeps_its_direction_and_its_gradient_finite():
     carried = rj.weights.stateful_spectral_penalty(n_power=10, warmup=1)
     zero, full = {"kernel": jnp.zeros((3, 2))}, {"kernel": jnp.diag(jnp.array([3.0, 1.0, 0.5]))[:, :2]}
     state = carried.init(jax.random.key(0), zero)
-    (value, after), gradient = jax.value_and_grad(lambda p: carried.apply(state, p), has_aux=True)(zero)
+    step = jax.jit(jax.value_and_grad(lambda params, state: carried.apply(state, params), has_aux=True))
+    (value, after), gradient = step(zero, state)
     assert float(value) == 1.0 and not gradient["kernel"].any()
     np.testing.assert_array_equal(after.u["kernel"], state.u["kernel"])
     for _ in range(4):
-        value, after = carried.apply(after, full)
+        (value, after), _ = step(full, after)
     assert float(value) == pytest.approx(64.0, rel=1e-4)
 
 
 def test_state_takes_the_form_of_the_parameters():
     carried = rj.weights.stateful_spectral_penalty()
-    state = carried.init(jax.random.key(0), nnx.State(jax.tree.map(nnx.Param, PARAMS)))
+    state = jax.eval_shape(carried.init, jax.random.key(0), nnx.State(jax.tree.map(nnx.Param, PARAMS)))
     assert [u.shape for u in jax.tree.leaves(state.u)] == [(6,), (5,), (4,)]
     assert all(u.dtype == jnp.float32 for u in jax.tree.leaves(state.u))
     tx = rj.gradients.add_penalty(carried, 0.1)
-    state = tx.init(PARAMS)
+    state = jax.jit(tx.init)(PARAMS)
     doubled = optax.tree.map_params(tx, lambda u: 2 * u, state)
     np.testing.assert_allclose(doubled.memory.u["dense"]["kernel"], 2 * state.memory.u["dense"]["kernel"])

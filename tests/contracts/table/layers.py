@@ -336,16 +336,6 @@ EXAMPLES = (
             "k: one per example": lambda: rj.layers.truncate_features(X, jnp.ones(4, int)),
         },
     ),
-    # The same function under the name of the pure core: its errors bear the other name.
-    Example(
-        name="layers.apply_nested_dropout",
-        call=lambda key, x, k: rj.layers.apply_nested_dropout(x, k),
-        arrays={"x": normal(8, 4), "k": np.array(2, np.int32)},
-        rows=("x",),
-        result="rows",
-        dtype="input",
-        wrt=("x",),
-    ),
     Example(
         name="layers.sample_truncations",
         call=lambda key, probs, others: rj.layers.sample_truncations(key, probs, others, probs, others),
