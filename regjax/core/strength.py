@@ -9,7 +9,6 @@ from regjax.core import checks
 from regjax.core.types import Strength
 
 
-@functools.cache
 def strengths(fn: Callable[..., Any]) -> tuple[str, ...]:
     """The names of a function's parameters that are annotated as `Strength`."""
     parameters = inspect.signature(fn).parameters.values()
@@ -63,7 +62,6 @@ def resolve(value: Strength, step: Any, function: str, argument: str) -> Any:
     return value(step)
 
 
-@functools.cache
 def accepts(fn: Callable[..., Any], name: str) -> bool:
     """Whether a function can be called with keyword ``name``."""
     try:

@@ -7,7 +7,6 @@ constant) and returns a scalar; `lift` gives that the signature of the loss it c
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -87,8 +86,7 @@ def lift(name: str, loss_fn: LossFn, has_aux: bool, objective: Callable[[BoundLo
     """Makes ``objective(loss, params, step)`` a loss function with the signature of ``loss_fn``, plus ``step=None``."""
     checks.function(name, "loss_fn", loss_fn)
     checks.boolean(name, "has_aux", has_aux)
-    # Without its cache, which would keep a loss made inside a compiled step, and the traced arrays that it closes over.
-    takes_step = inspect.unwrap(accepts)(loss_fn, "step")
+    takes_step = accepts(loss_fn, "step")
 
     def lifted(params: PyTree, *args: Any, step: Any = None, **kwargs: Any) -> Any:
         if takes_step and step is not None:
