@@ -3,15 +3,10 @@
 Transformations of the gradient stand before the optimiser; decoupled decay and proximal steps stand after it.
 """
 
-from regjax.gradients.decay import (
-    adamw_decoupled,
-    adamwr,
-    decoupled_weight_decay,
-    normalized_weight_decay,
-    sgdw,
-)
+from regjax.gradients.decay import adamw_decoupled, decoupled_weight_decay, sgdw
 from regjax.gradients.orthogonal import orthogonal_gradient
 from regjax.gradients.penalty import AddPenaltyState, add_penalty, proximal_step
+from regjax.gradients.restarts import adamwr, normalized_weight_decay
 from regjax.gradients.updates import StepState
 
 __all__ = [
