@@ -29,8 +29,9 @@ def row_shards(x: Array) -> int:
 
 
 def replicate(x: Array) -> Array:
-    """The whole array on every device: what a sort over a sharded axis needs, and an Explicit mesh wants said."""
-    return x if explicit_sharding(x) is None else jax.sharding.reshard(x, jax.P())
+    """The whole array on every device: what a sort or a reshape of a sharded axis needs, and an Explicit mesh wants said."""
+    named = explicit_sharding(x)
+    return x if named is None else jax.sharding.reshard(x, named.update(spec=jax.P()))
 
 
 def take_rows(x: Array, indices: Array) -> Array:

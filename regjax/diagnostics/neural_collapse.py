@@ -61,8 +61,9 @@ def nc1(
       where: boolean ``[N]``: which examples count; default all.
 
     Returns:
-      A scalar in float32 or better; 0 where all examples equal their class mean. Where all class means coincide the
-      quotient is infinite, and the pseudo-inverse 0. No gradient flows to the features.
+      A scalar in float32 or better; 0 where all examples equal their class mean. Where all class means coincide, one class
+      alone included, there is no scatter between classes to compare with: both forms are 0 by definition of the
+      pseudo-inverse. No gradient flows to the features.
 
     Raises:
       ValueError: if a shape or dtype does not fit, or an option is unknown.

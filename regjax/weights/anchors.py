@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from regjax.core import checks, trees
+from regjax.core import checks, sharding, trees
 from regjax.core.types import Array, PyTree, Where
-from regjax.weights.matrix import gathered
 
 
 class SortedInit(NamedTuple):
@@ -44,7 +43,7 @@ def sorted_init(params: PyTree) -> SortedInit:
     """
 
     def leaf(x: Any) -> Any:
-        return jnp.sort(gathered(jnp.asarray(x)).ravel()) if trees.is_float(x) else x
+        return jnp.sort(sharding.replicate(jnp.asarray(x)).ravel()) if trees.is_float(x) else x
 
     return SortedInit(jax.tree.map(leaf, params))
 
@@ -111,7 +110,7 @@ def wasserstein_to_init(
             continue
         if not trees.is_float(w):
             checks.fail(name, "where", "a choice of floating-point leaves", w)
-        x = gathered(jnp.asarray(w)).ravel()
+        x = sharding.replicate(jnp.asarray(w)).ravel()
         x = x.astype(trees.accumulator(x))
         # The target of each weight by its rank: unlike a sort, it leaves no gather to differentiate.
         ranks = jnp.argsort(jax.lax.stop_gradient(x))

@@ -3,11 +3,9 @@
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from regjax.core import checks
-from regjax.core.sharding import explicit_sharding
 from regjax.core.types import Array
 
 # Flax names of the attention projections whose kernel is [in, heads, head_dim]; the output projection is [heads, head_dim, out].
@@ -101,9 +99,3 @@ def kernel_matrix(path: tuple[str, ...], leaf: Any) -> Array:
     leaf = checks.array("weights.kernel_matrix", "leaf", leaf, min_ndim=2)
     to_heads = leaf.ndim == 3 and len(path) > 1 and path[-2] in _TO_HEADS
     return as_matrix(leaf, output_axes=2 if to_heads else 1)
-
-
-def gathered(x: Array) -> Array:
-    """A whole copy on every device, where an Explicit mesh shards the array: reshapes and sorts need to be told."""
-    sharding = explicit_sharding(x)
-    return x if sharding is None else jax.sharding.reshard(x, sharding.update(spec=jax.P()))

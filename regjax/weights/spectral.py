@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from regjax.core import checks, trees
+from regjax.core import checks, sharding, trees
 from regjax.core.types import Array, Key, PyTree, Stateful, Where
-from regjax.weights.matrix import gathered, kernel_matrix
+from regjax.weights.matrix import kernel_matrix
 
 _EPS = 1e-12
 _BIASES, _SCALES = ("bias", "beta"), ("scale", "gamma")
@@ -198,7 +198,7 @@ def _terms(name: str, params: PyTree, where: Where, matrix_of: Any) -> list[tupl
         role = _role(path, leaf)
         if not use or role is None:
             continue
-        x = gathered(jnp.asarray(leaf)) if role == "kernel" else jnp.asarray(leaf)
+        x = sharding.replicate(jnp.asarray(leaf)) if role == "kernel" else jnp.asarray(leaf)
         if role == "kernel":
             x = checks.array(name, "matrix_of", matrix_of(path, x), min_ndim=2)
         if role == "bias" and path[:-1] in scaled:
