@@ -97,8 +97,8 @@ def variability(g: Geometry, metric: str, global_mean: str) -> Array:
         within = jnp.sum(jnp.square(g.residuals)) / g.examples
         between = jnp.sum(jnp.square(means)) / g.classes
         # The features have magnitude 1, so a scatter below this is the rounding of means that coincide.
-        apart = between > jnp.square(8 * jnp.finfo(means.dtype).eps)
-        return jnp.where(apart, within / jnp.where(apart, between, 1), 0)
+        coincide = between <= jnp.square(8 * jnp.finfo(means.dtype).eps)
+        return jnp.where(coincide, 0, within / jnp.where(coincide, 1, between))
     # With means = U S V^T, pinv of the scatter between is classes * V S^-2 V^T, and V^T r = S^-1 U^T (means r): the
     # eigenvectors of the K x K products serve, and no D x D matrix is made. The rank is at most K - 1.
     values, vectors = jnp.linalg.eigh(gram(means.T, means.T))
