@@ -26,7 +26,8 @@ test: env lint
 	$(BIN)/pytest -n 2 --dist worksteal --doctest-modules regjax tests
 
 test-fast: env
-	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" tests/core tests/losses tests/gradients tests/test_bridges.py \
+		tests/test_catalog.py tests/contracts/test_cards.py tests/contracts/test_memory.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
