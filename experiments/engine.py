@@ -46,7 +46,8 @@ class RunConfig:
       learning_rate: the rate of every recipe but one cycle; at the default the plain method learns all its labels by heart.
       points: how often the run is evaluated on the way; divides ``epochs``.
       seeds_by: ``vmap`` batches the seeds, ``map`` runs them one after the other inside the program, ``auto`` takes ``map``
-        for convolutions on a CPU, where XLA turns vmapped ones into slow grouped ones, and ``vmap`` elsewhere.
+        for convolutions on a CPU, where XLA turns vmapped ones into slower grouped ones (a ResNet of width 16, four seeds, two
+        cores: 84 ms a step and seed by ``map``, 100 ms by ``vmap``), and ``vmap`` elsewhere.
     """
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
