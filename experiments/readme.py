@@ -37,8 +37,9 @@ images is mean ± standard deviation over seeds; the difference to the baseline 
 memorized is the share of wrong training labels that the model reproduces; time and FLOPs are those of a training step as
 ratios to the baseline's. Optimiser, learning rate and length are the same for all, chosen so that the plain method learns
 every label by heart; a tenth of that rate stops earlier and alone reaches 83.6 % on validation images. Each recipe's strength
-is the best of 3 to 10 points on validation images and other seeds, with `python -m experiments.tune`; some grids whose best point was
-their last were extended, so recipes had unequal search (145 points in all, in `experiments/results/tuning.json`). One exception:
+is the best of 3 to 10 points on validation images and other seeds, with `python -m experiments.tune`; some grids whose best
+point was their last were extended, so recipes had unequal search (145 points in all, in `experiments/results/tuning.json`).
+One exception:
 `one_cycle` keeps peaks of at least the common rate, although lower ones did better there (86.6 % at a tenth)."""
     return "\n".join([text, "", *table, "", f"![Test accuracy of every recipe]({RESULTS}/bars.png)"])
 
