@@ -227,3 +227,11 @@ def _interval(low: float, high: float, open_low: bool = False, open_high: bool =
     if low == -math.inf:
         return f" {'<' if open_high else '<='} {high:g}"
     return f" in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+
+
+def axis_name(function: str, value: Any) -> Any:
+    """None, the name of a mapped axis, or a tuple of names."""
+    names = value if isinstance(value, tuple) else (value,)
+    if value is not None and not (names and all(isinstance(name, str) for name in names)):
+        fail(function, "axis_name", "None, the name of a mapped axis, or a tuple of names", value)
+    return value

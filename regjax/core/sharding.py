@@ -34,6 +34,36 @@ def replicate(x: Array) -> Array:
     return x if named is None else jax.sharding.reshard(x, named.update(spec=jax.P()))
 
 
+def placed_like(x: Array, reference: Array) -> Array:
+    """``x`` sharded as ``reference``, of the same shape: a choice between the two on an Explicit mesh needs them alike."""
+    named = explicit_sharding(reference)
+    return x if named is None else jax.sharding.reshard(x, named)
+
+
+def leading(x: Array) -> jax.sharding.NamedSharding | None:
+    """How an Explicit mesh shards the axes of ``x`` but the last."""
+    named = explicit_sharding(x)
+    return None if named is None else named.update(spec=jax.P(*named.spec[: x.ndim - 1]))
+
+
+def along(mask: Array, x: Array) -> Array:
+    """A mask over leading axes of ``x``, sharded as those are."""
+    named = explicit_sharding(x)
+    return mask if named is None else jax.sharding.reshard(mask, named.update(spec=jax.P(*named.spec[: mask.ndim])))
+
+
+def rows_like(x: Array, reference: Array) -> Array:
+    """``x [B, ...]`` sharded over examples as ``reference`` is, and not otherwise."""
+    named = explicit_sharding(reference)
+    return x if named is None else jax.sharding.reshard(x, _by_rows(named, x.ndim))
+
+
+def reshape_rows(x: Array, shape: tuple[int, ...]) -> Array:
+    """``x [B, ...]`` as ``[B, *shape]``, sharded over examples as before."""
+    named, shape = explicit_sharding(x), (x.shape[0], *shape)
+    return x.reshape(shape) if named is None else jnp.reshape(x, shape, out_sharding=_by_rows(named, len(shape)))
+
+
 def take_rows(x: Array, indices: Array) -> Array:
     """``x[indices]`` on the leading axis, sharded over examples as ``indices`` is, else as ``x`` is where that divides."""
     here, there = explicit_sharding(x), explicit_sharding(indices)
@@ -59,3 +89,9 @@ def contract_rows(a: Array, b: Array) -> Array:
     if sharding is None:
         return jnp.einsum("bm,bn->mn", a, b)
     return jnp.einsum("bm,bn->mn", a, b, out_sharding=sharding.update(spec=jax.P(None, None)))
+
+
+def _by_rows(named: jax.sharding.NamedSharding, ndim: int) -> jax.sharding.NamedSharding:
+    """The sharding of the leading axis alone, for an array of ``ndim`` dimensions."""
+    rows = named.spec[0] if len(named.spec) else None
+    return named.update(spec=jax.P(rows, *(None,) * (ndim - 1)))

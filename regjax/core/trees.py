@@ -116,6 +116,11 @@ def safe_sqrt(x: Array) -> Array:
     return jnp.where(flat, 0, jnp.sqrt(jnp.where(flat, 1, x)))
 
 
+def absolute(x: Array) -> Array:
+    """``|x|`` whose derivative at 0 is 0: that of ``jnp.abs`` is 1 there."""
+    return x * jax.lax.stop_gradient(jnp.sign(x))
+
+
 def safe_norm(x: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Array:
     """The Euclidean norm with gradient 0 instead of NaN at the zero vector."""
     return safe_sqrt(jnp.sum(jnp.square(x), axis=axis, keepdims=keepdims))

@@ -58,7 +58,7 @@ def within_class_collapse(features: Any, labels: Any, centers: Any, *, where: An
         checks.fail(name, "centers", "an array [K, D] with at least one class", centers)
     labels = checks.integers(name, "labels", labels, shape=features.shape[:1])
     where = checks.example_mask(name, "where", where, features.shape[:1])
-    _check_axis_name(name, axis_name)
+    checks.axis_name(name, axis_name)
     return _within(features, labels, _wide(centers, features), where, axis_name)
 
 
@@ -176,7 +176,7 @@ def neural_collapse(
     if center_gradient_scale is not None:
         checks.number(name, "center_gradient_scale", center_gradient_scale, low=0.0)
     checks.choice(name, "variant", variant, _VARIANTS)
-    _check_axis_name(name, axis_name)
+    checks.axis_name(name, axis_name)
 
     def init(key: Key) -> Array:
         return jax.random.normal(checks.key(name, key), (num_classes, dim), jnp.float32)
@@ -242,9 +242,3 @@ def _between(centers: Array, variant: str) -> Array:
         return jnp.sqrt(jnp.sum(jnp.square(jnp.where(diagonal, -1 / (num_classes - 1), cosines))))  # never 0
     nearest = jnp.max(jnp.where(diagonal, -1, cosines), axis=1 if variant == "mean_min_angle" else None)
     return -jnp.mean(jnp.arccos(jnp.clip(nearest, -0.99999, 0.99999)))
-
-
-def _check_axis_name(function: str, axis_name: Any) -> None:
-    names = axis_name if isinstance(axis_name, tuple) else () if axis_name is None else (axis_name,)
-    if not all(isinstance(n, str) for n in names):
-        checks.fail(function, "axis_name", "None, the name of a mapped axis, or a tuple of names", axis_name)

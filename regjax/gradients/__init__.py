@@ -4,6 +4,7 @@ Transformations of the gradient stand before the optimiser; decoupled decay and 
 """
 
 from regjax.gradients.decay import adamw_decoupled, decoupled_weight_decay, sgdw
+from regjax.gradients.gradient_dropout import agreement_keep_prob, gradient_dropout
 from regjax.gradients.orthogonal import orthogonal_gradient
 from regjax.gradients.penalty import AddPenaltyState, add_penalty, proximal_step
 from regjax.gradients.restarts import adamwr, normalized_weight_decay
@@ -15,7 +16,9 @@ __all__ = [
     "adamw_decoupled",
     "adamwr",
     "add_penalty",
+    "agreement_keep_prob",
     "decoupled_weight_decay",
+    "gradient_dropout",
     "normalized_weight_decay",
     "orthogonal_gradient",
     "proximal_step",

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from regjax.core import checks, trees
+from regjax.core.sharding import placed_like
 from regjax.core.strength import at_step, resolve
 from regjax.core.types import Array, PyTree, Stateful, Strength
-from regjax.gradients.updates import StepState, first_step, is_absent, map_updates, placed_like, require_params
+from regjax.gradients.updates import StepState, first_step, is_absent, map_updates, require_params
 
 
 class AddPenaltyState(NamedTuple):

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from regjax.core import checks, trees
-from regjax.core.sharding import explicit_sharding
 from regjax.core.types import Array, PyTree, Where
 
 
@@ -32,12 +31,6 @@ def require_params(function: str, params: PyTree) -> None:
 def is_absent(leaf: Any) -> bool:
     """Whether an update is not there: frozen in the gradient (None) or left out by an optax wrapper."""
     return leaf is None or isinstance(leaf, optax.MaskedNode)
-
-
-def placed_like(x: Array, reference: Array) -> Array:
-    """An array sharded as another: on an Explicit mesh a choice between the two needs them alike."""
-    sharding = explicit_sharding(reference)
-    return x if sharding is None else jax.sharding.reshard(x, sharding)
 
 
 def map_updates(fn: Callable[..., Any], updates: PyTree, *rest: PyTree) -> PyTree:

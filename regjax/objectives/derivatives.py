@@ -14,7 +14,6 @@ from regjax.objectives.lift import (
     BoundLoss,
     LossFn,
     attach_gradient,
-    check_axis_name,
     float_leaves,
     freeze,
     is_zero,
@@ -94,7 +93,7 @@ def gradient_penalty(
     checks.choice(name, "aux_from", aux_from, ("clean", "perturbed"))
     if method == "exact" and aux_from == "perturbed":
         checks.fail(name, "aux_from", "'clean' with method='exact', which has no perturbed pass", aux_from)
-    check_axis_name(name, axis_name)
+    checks.axis_name(name, axis_name)
 
     def objective(loss: BoundLoss, params: PyTree, step: Any) -> Any:
         scale = strength_at(name, "coefficient", coefficient, step, low=0.0)

@@ -141,14 +141,6 @@ def shift(params: PyTree, offset: list[Array], active: Any) -> PyTree:
     return with_float_leaves(params, trees.add_scaled(float_leaves(params), 1.0, offset))
 
 
-def check_axis_name(name: str, axis_name: Any) -> AxisName:
-    """None, the name of a mapped axis, or several."""
-    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-    if axis_name is not None and not (names and all(isinstance(n, str) for n in names)):
-        checks.fail(name, "axis_name", "None, the name of a mapped axis or a tuple of names", axis_name)
-    return axis_name
-
-
 def _varying(x: Array) -> frozenset[str]:
     """The manual mesh axes over which a value differs between devices; none outside `jax.shard_map`."""
     return jax.typeof(x).mat.varying

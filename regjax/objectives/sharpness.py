@@ -15,7 +15,6 @@ from regjax.objectives.lift import (
     BoundLoss,
     LossFn,
     Pass,
-    check_axis_name,
     float_leaves,
     is_zero,
     lift,
@@ -103,7 +102,7 @@ def sam(
     checks.choice(name, "adaptive", adaptive, (False, True, "asam"))
     checks.number(name, "eta", eta, low=0.0)
     checks.integer(name, "num_groups", num_groups, low=1)
-    check_axis_name(name, axis_name)
+    checks.axis_name(name, axis_name)
     checks.choice(name, "aux_from", aux_from, AUX_FROM)
     checks.boolean(name, "with_info", with_info)
     checks.boolean(name, "split_key", split_key)
@@ -205,7 +204,7 @@ def amp(
     checks.choice(name, "aux_from", aux_from, AUX_FROM)
     if clip_norm is not None:
         checks.number(name, "clip_norm", clip_norm, low=0.0, open_low=True)
-    check_axis_name(name, axis_name)
+    checks.axis_name(name, axis_name)
 
     def objective(loss: BoundLoss, params: PyTree, step: Any) -> Any:
         radius = strength_at(name, "epsilon", epsilon, step, low=0.0)

@@ -1,5 +1,6 @@
 """Schedules: ``step -> value``, as in optax; any strength takes one."""
 
+from regjax.schedules.drop_path import scheduled_drop_path_rate, scheduled_drop_path_rates
 from regjax.schedules.dropout import dropout_schedule, early_dropout, late_dropout
 from regjax.schedules.learning_rate import (
     hessian_free_learning_rate,
@@ -18,5 +19,7 @@ __all__ = [
     "one_cycle",
     "one_cycle_momentum",
     "ps_kd_alpha",
+    "scheduled_drop_path_rate",
+    "scheduled_drop_path_rates",
     "sigmoid_rampup",
 ]

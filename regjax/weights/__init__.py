@@ -4,6 +4,7 @@ Which leaves count is ``where=`` everywhere; `as_matrix` says how a kernel is a 
 """
 
 from regjax.weights.anchors import SortedInit, sorted_init, wasserstein_to_init
+from regjax.weights.low_rank import fold_ranks, low_rank_group_lasso, rank_importance, shrink_ranks
 from regjax.weights.matrix import as_matrix, kernel_matrix
 from regjax.weights.penalties import elastic_net, group_lasso, l1, l2, sparse_group_lasso
 from regjax.weights.proximal import prox_elastic_net, prox_group_lasso, prox_l1, prox_l2, prox_sparse_group_lasso
@@ -14,15 +15,19 @@ __all__ = [
     "SpectralState",
     "as_matrix",
     "elastic_net",
+    "fold_ranks",
     "group_lasso",
     "kernel_matrix",
     "l1",
     "l2",
+    "low_rank_group_lasso",
     "prox_elastic_net",
     "prox_group_lasso",
     "prox_l1",
     "prox_l2",
     "prox_sparse_group_lasso",
+    "rank_importance",
+    "shrink_ranks",
     "sorted_init",
     "sparse_group_lasso",
     "spectral_penalty",

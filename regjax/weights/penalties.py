@@ -43,7 +43,7 @@ def l1(params: PyTree, *, where: Where = None) -> Array:
     References:
       Tibshirani, Regression Shrinkage and Selection via the Lasso, 1996.
     """
-    return _sum(jnp.sum(jnp.abs(x)) for x in _chosen("weights.l1", params, where))
+    return _sum(jnp.sum(trees.absolute(x)) for x in _chosen("weights.l1", params, where))
 
 
 def l2(params: PyTree, *, where: Where = None) -> Array:
@@ -112,7 +112,7 @@ def elastic_net(params: PyTree, *, l1: Strength, l2: Strength, where: Where = No
     checks.number(name, "l1", l1, low=0.0)
     checks.number(name, "l2", l2, low=0.0)
     leaves = _chosen(name, params, where)
-    return _sum(_times(l1, jnp.sum(jnp.abs(x))) + _times(l2, _half_squares(x)) for x in leaves)
+    return _sum(_times(l1, jnp.sum(trees.absolute(x))) + _times(l2, _half_squares(x)) for x in leaves)
 
 
 def group_lasso(params: PyTree, *, groups: Any = "out", size_weighted: bool = False, where: Where = None) -> Array:
@@ -207,7 +207,7 @@ def _grouped(name: str, params: PyTree, l1: Any, group: Any, groups: Any, size_w
         norms = grouping.norms(xs, axes)
         terms.append(_times(group, grouping.weight(xs, norms, size_weighted) * jnp.sum(norms)))
         if l1 is not None:
-            terms += [_times(l1, jnp.sum(jnp.abs(x))) for x in xs]
+            terms += [_times(l1, jnp.sum(trees.absolute(x))) for x in xs]
     return _sum(terms)
 
 

@@ -1,5 +1,7 @@
 """Norm penalties against loop-written references, on every kind of tree and choice of leaves."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,3 +155,10 @@ def test_traced_strengths_low_precision_and_gradients_of_zero_groups():
     zero = {"kernel": jnp.zeros((3, 2)).at[0, 0].set(2.0)}
     gradient = jax.jit(jax.grad(rj.weights.group_lasso))(zero)["kernel"]
     np.testing.assert_array_equal(gradient, [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+
+
+def test_the_subgradient_at_zero_weights_is_zero():
+    zeros = {"kernel": jnp.zeros((2, 3))}
+    penalties = (rj.weights.l1, functools.partial(rj.weights.elastic_net, l1=1.0, l2=1.0))
+    for penalty in (*penalties, functools.partial(rj.weights.sparse_group_lasso, l1=1.0, group=1.0)):
+        assert not jax.grad(penalty)(zeros)["kernel"].any()
