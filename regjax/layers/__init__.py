@@ -1,7 +1,33 @@
 """Layers: noise inside a network, as pure functions and as thin Flax NNX modules over them."""
 
+from regjax.layers.binary_mask import binary_mask_ste
+from regjax.layers.conditional_moe import apply_conditional_moe_routing, cmr_budget_loss, conditional_moe_routing
+from regjax.layers.drop_connect import DropConnect, apply_drop_connect, drop_connect, drop_connect_moments, drop_connect_samples
 from regjax.layers.drop_path import DropPath, apply_drop_path, drop_path, drop_path_rates
 from regjax.layers.dropout import Dropout, apply_dropout, dropout
+from regjax.layers.frozen_mask import FrozenMask, FrozenMaskState, frozen_mask_dropout
+from regjax.layers.gaussian_noise import GaussianNoise, apply_gaussian_noise, gaussian_noise
+from regjax.layers.ladder import LadderProjector
+from regjax.layers.masked_pooling import masked_avg_pool, masked_global_avg_pool, masked_max_pool
+from regjax.layers.masking import masked_conv, masked_elementwise, masked_residual, neighbour_padding
+from regjax.layers.mix_features import mix_features
+from regjax.layers.moe import (
+    MixtureOfExperts,
+    MoEMasks,
+    MoEOutput,
+    MoEParams,
+    SharedFFN,
+    apply_mixture_of_experts,
+    mixture_of_experts,
+)
+from regjax.layers.moe_dropout import (
+    apply_gating_dropout,
+    apply_output_masking,
+    expert_output_masking,
+    final_output_masking,
+    gating_dropout,
+)
+from regjax.layers.moe_gating import Top2Gating, load_balancing_loss, top2_gating
 from regjax.layers.multi_sample import (
     MultiSampleDropout,
     apply_multi_sample_dropout,
@@ -15,25 +41,91 @@ from regjax.layers.nested import (
     sample_truncations,
     truncate_features,
 )
+from regjax.layers.noise_mask_policy import NoiseMaskPolicy
+from regjax.layers.ordered import ordered_conv, ordered_dense, svd_factorize
+from regjax.layers.ordered_models import fold_ordered, order_layers, ordered_layers, shrink_ordered, truncate_ordered
+from regjax.layers.ordered_modules import OrderedConv, OrderedDense
+from regjax.layers.rank_sampling import RankSample, rank_pair, sample_rank, sample_ranks
+from regjax.layers.spatial import DropBlock, SpatialDropout, apply_drop_block, apply_spatial_dropout, drop_block, spatial_dropout
 from regjax.layers.truncation import select_truncation, truncated_logits
 
 __all__ = [
+    "DropBlock",
+    "DropConnect",
     "DropPath",
     "Dropout",
+    "FrozenMask",
+    "FrozenMaskState",
+    "GaussianNoise",
+    "LadderProjector",
+    "MixtureOfExperts",
+    "MoEMasks",
+    "MoEOutput",
+    "MoEParams",
     "MultiSampleDropout",
     "NestedDropout",
+    "NoiseMaskPolicy",
+    "OrderedConv",
+    "OrderedDense",
+    "RankSample",
+    "SharedFFN",
+    "SpatialDropout",
+    "Top2Gating",
+    "apply_conditional_moe_routing",
+    "apply_drop_block",
+    "apply_drop_connect",
     "apply_drop_path",
     "apply_dropout",
+    "apply_gating_dropout",
+    "apply_gaussian_noise",
+    "apply_mixture_of_experts",
     "apply_multi_sample_dropout",
+    "apply_output_masking",
+    "apply_spatial_dropout",
+    "binary_mask_ste",
+    "cmr_budget_loss",
+    "conditional_moe_routing",
+    "drop_block",
+    "drop_connect",
+    "drop_connect_moments",
+    "drop_connect_samples",
     "drop_path",
     "drop_path_rates",
     "dropout",
+    "expert_output_masking",
+    "final_output_masking",
+    "fold_ordered",
+    "frozen_mask_dropout",
+    "gating_dropout",
+    "gaussian_noise",
+    "load_balancing_loss",
+    "masked_avg_pool",
+    "masked_conv",
+    "masked_elementwise",
+    "masked_global_avg_pool",
+    "masked_max_pool",
+    "masked_residual",
+    "mix_features",
+    "mixture_of_experts",
     "multi_sample_dropout",
     "multi_sample_loss",
+    "neighbour_padding",
     "nested_dropout",
     "nested_dropout_probs",
+    "order_layers",
+    "ordered_conv",
+    "ordered_dense",
+    "ordered_layers",
+    "rank_pair",
+    "sample_rank",
+    "sample_ranks",
     "sample_truncations",
     "select_truncation",
+    "shrink_ordered",
+    "spatial_dropout",
+    "svd_factorize",
+    "top2_gating",
     "truncate_features",
+    "truncate_ordered",
     "truncated_logits",
 ]

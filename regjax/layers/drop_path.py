@@ -1,4 +1,4 @@
-"""Stochastic depth: residual branches dropped per example."""
+"""Stochastic depth: residual branches dropped per example, or for the whole batch."""
 
 from typing import Any
 
@@ -9,6 +9,8 @@ import numpy as np
 from regjax.core import checks, sharding
 from regjax.core.types import Array, Key, Strength
 from regjax.layers._noise import RateLayer, check_mask, check_rate, drop, is_zero, keep_mask
+
+_PER = ("example", "batch")
 
 
 def apply_drop_path(x: Any, keep: Any, *, rate: Strength, scale_by_keep: bool = True) -> Array:
@@ -21,7 +23,7 @@ def apply_drop_path(x: Any, keep: Any, *, rate: Strength, scale_by_keep: bool = 
 
     Args:
       x: float ``[B, ...]``, the output of a residual branch.
-      keep: boolean ``[B]``; True keeps the branch of an example.
+      keep: boolean ``[B]``, True keeps the branch of an example; or one for the whole batch, ``[]``.
       rate: the drop rate in [0, 1], a number or a traced scalar.
       scale_by_keep: whether kept branches are divided by ``1 - rate``; default True.
 
@@ -44,7 +46,8 @@ def apply_drop_path(x: Any, keep: Any, *, rate: Strength, scale_by_keep: bool = 
     """
     name = "layers.apply_drop_path"
     x = checks.floating(name, "x", x, min_ndim=1)
-    keep = check_mask(name, "keep", keep, x.shape[:1])
+    whole = isinstance(keep, (bool, np.bool_)) or getattr(keep, "ndim", None) == 0
+    keep = check_mask(name, "keep", keep, () if whole else x.shape[:1])
     check_rate(name, rate)
     return _drop_rows(x, keep, rate, checks.boolean(name, "scale_by_keep", scale_by_keep))
 
@@ -54,21 +57,24 @@ def drop_path(
     x: Any,
     *,
     rate: Strength,
+    per: str = "example",
     scale_by_keep: bool = True,
     deterministic: bool = False,
 ) -> Array:
-    r"""Drops a residual branch for whole examples, and scales the others up.
+    r"""Drops a residual branch for whole examples or the whole batch, and scales what is kept up.
 
     Formula:
       .. math:: y_b = \frac{z_b x_b}{1 - rate}, \quad z_b \sim Bernoulli(1 - rate)
 
-      once per example; use it as ``x + drop_path(key, branch(x), rate=rate)``.
+      with one draw per example, or one z for the batch; use it as ``x + drop_path(key, branch(x), rate=rate)``.
 
     Args:
-      key: a random key; None will do where ``deterministic``. Inside ``jax.shard_map`` fold the device's index in first.
+      key: a random key; None will do where ``deterministic``. Inside ``jax.shard_map`` fold the device's index in first,
+        but with ``per="batch"`` give all devices the same.
       x: float ``[B, ...]``, the output of a residual branch.
       rate: the drop rate in [0, 1], a number or a traced scalar; 0 is the identity and 1 gives zeros. Rates that grow
         with depth: `drop_path_rates`.
+      per: ``"example"`` (default), or ``"batch"`` for one draw for the whole batch.
       scale_by_keep: whether kept branches are divided by ``1 - rate``, so that the expectation is ``x``; default True.
       deterministic: True for test mode, the identity.
 
@@ -76,7 +82,8 @@ def drop_path(
       Shape, dtype and sharding of ``x``.
 
     Raises:
-      ValueError: if ``x`` is no floating ``[B, ...]``, ``rate`` is outside [0, 1] or not finite, or ``key`` is no key.
+      ValueError: if ``x`` is no floating ``[B, ...]``, ``rate`` is outside [0, 1] or not finite, ``per`` is misspelt, or
+        ``key`` is no key.
 
     Cost:
       One read and one write of ``x``, one uniform per example. A dropped branch is computed all the same: fixed shapes.
@@ -88,18 +95,22 @@ def drop_path(
       [(0.0, 0.0), (2.0, 2.0)]
 
     References:
-      Huang et al., Deep Networks with Stochastic Depth, 2016, arXiv 1603.09382. This is the form of timm: a draw per
-      example and scaling in training, where the paper draws once per batch and block, and scales by ``1 - rate`` at test.
+      Huang et al., Deep Networks with Stochastic Depth, 2016, arXiv 1603.09382. The defaults are the form of timm: a draw
+      per example, and scaling in training. The paper draws once per batch and block and scales at test:
+      ``per="batch"`` and ``scale_by_keep=False``, and ``(1 - rate) * branch(x)`` in place of the call at test.
     """
     name = "layers.drop_path"
     x = checks.floating(name, "x", x, min_ndim=1)
     check_rate(name, rate)
+    checks.choice(name, "per", per, _PER)
     checks.boolean(name, "scale_by_keep", scale_by_keep)
     if checks.boolean(name, "deterministic", deterministic):
         return x
     key = checks.key(name, key)
     if is_zero(rate):
         return x
+    if per == "batch":
+        return _drop_rows(x, keep_mask(key, rate, ()), rate, scale_by_keep)
     here = sharding.explicit_sharding(x)
     rows = None if here is None else here.update(spec=jax.P(here.spec[0]))
     return _drop_rows(x, keep_mask(key, rate, x.shape[:1], rows), rate, scale_by_keep)
@@ -114,7 +125,9 @@ def drop_path_rates(rate: Strength, depth: int) -> Any:
       and 0 for a single block.
 
     Args:
-      rate: the rate of the last block, in [0, 1], a number or a traced scalar such as the value of a schedule.
+      rate: the rate of the last block, in [0, 1], a number or a traced scalar such as the value of a schedule. Early and
+        late stochastic depth are ``drop_path_rates(schedule(step), depth)`` in the step, with ``schedule`` one of
+        `regjax.schedules.dropout_schedule`; the entries go to `drop_path` or to the calls of `DropPath`.
       depth: the number of blocks, at least 1.
 
     Returns:
@@ -134,7 +147,8 @@ def drop_path_rates(rate: Strength, depth: int) -> Any:
 
     References:
       Huang et al., Deep Networks with Stochastic Depth, 2016, arXiv 1603.09382. As in timm the first block has rate 0,
-      where the paper's block l of L has ``rate * l / L``.
+      where the paper's block l of L has ``rate * l / L`` (as ``regjax.schedules.scheduled_drop_path_rates``, version v2).
+      A rate that is recomputed each step: Liu et al., Dropout Reduces Underfitting, 2023, arXiv 2303.01500.
     """
     name = "layers.drop_path_rates"
     check_rate(name, rate)
@@ -152,6 +166,7 @@ class DropPath(RateLayer):
 
     Args:
       rate: the drop rate in [0, 1]. At the call, ``rate=`` overrides it: ``drop_path_rates(schedule(step), depth)[i]``.
+      per: ``"example"`` (default), or ``"batch"`` for one draw for the whole batch.
       scale_by_keep: whether kept branches are divided by ``1 - rate``; default True.
       deterministic: True for test mode, the identity; default False. See `Dropout`.
       rng_collection: the stream of an ``nnx.Rngs`` that keys are taken from, default "dropout".
@@ -162,7 +177,8 @@ class DropPath(RateLayer):
       A call ``layer(x, *, rate=None, deterministic=None, rngs=None)`` gives an array like ``x``.
 
     Raises:
-      ValueError: if ``rate`` is outside [0, 1] or not finite, a mode is missing, or a key is needed and none is given.
+      ValueError: if ``rate`` is outside [0, 1] or not finite, ``per`` is misspelt, a mode is missing, or a key is needed
+        and none is given.
 
     Cost:
       That of `drop_path`; no parameters.
@@ -183,20 +199,23 @@ class DropPath(RateLayer):
         self,
         rate: Strength,
         *,
+        per: str = "example",
         scale_by_keep: bool = True,
         deterministic: bool | None = False,
         rng_collection: str = "dropout",
         rngs: Any = None,
     ):
         super().__init__(rate, deterministic=deterministic, rng_collection=rng_collection, rngs=rngs)
+        self.per = checks.choice(self._name, "per", per, _PER)
         self.scale_by_keep = checks.boolean(self._name, "scale_by_keep", scale_by_keep)
 
     def __call__(self, x: Any, *, rate: Strength = None, deterministic: bool | None = None, rngs: Any = None) -> Array:
         """`drop_path` with the layer's settings, or those given here."""
         x = checks.floating(self._name, "x", x, min_ndim=1)
         key, rate, off = self._settings(rate, deterministic, rngs)
-        return drop_path(key, x, rate=rate, scale_by_keep=self.scale_by_keep, deterministic=off)
+        return drop_path(key, x, rate=rate, per=self.per, scale_by_keep=self.scale_by_keep, deterministic=off)
 
 
 def _drop_rows(x: Array, keep: Array, rate: Any, scale_by_keep: bool) -> Array:
-    return drop(x, keep.reshape(keep.shape + (1,) * (x.ndim - 1)), rate, scale_by_keep)
+    rows = keep.reshape(keep.shape + (1,) * (x.ndim - 1)) if keep.ndim else keep
+    return drop(x, rows, rate, scale_by_keep)

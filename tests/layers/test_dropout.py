@@ -38,6 +38,10 @@ def test_cores_equal_their_references(x64, rate):
     np.testing.assert_allclose(got, reference(X, rows(KEEP), rate), rtol=1e-14)
     got = rj.layers.apply_drop_path(X, KEEP, rate=rate, scale_by_keep=False)
     np.testing.assert_array_equal(got, reference(X, rows(KEEP), rate, rescale=False))
+    for whole in (True, False):
+        got = rj.layers.apply_drop_path(X, whole, rate=rate)
+        np.testing.assert_allclose(got, reference(X, np.full(X.shape, whole), rate), rtol=1e-14)
+        np.testing.assert_array_equal(rj.layers.apply_drop_path(X, jnp.asarray(whole), rate=rate), got)
 
 
 def test_gradients_of_the_cores(x64):
@@ -132,6 +136,50 @@ def test_drop_path_drops_whole_examples():
     np.testing.assert_allclose(y[y != 0], 1 / (1 - rate), rtol=1e-6)
     unscaled = rj.layers.drop_path(jax.random.key(0), jnp.ones((n, 2, 1)), rate=rate, scale_by_keep=False)
     np.testing.assert_array_equal(unscaled, y != 0)
+
+
+def test_drop_path_drops_the_whole_batch():
+    """The paper's own form: one draw per batch and block, in training without scaling."""
+    n, rate = 4000, 0.3
+    keys = jax.random.split(jax.random.key(0), n)
+    draw = functools.partial(rj.layers.drop_path, rate=rate, per="batch")
+    y, unscaled = jax.jit(jax.vmap(lambda key: (draw(key, jnp.ones((4, 2))), draw(key, jnp.ones((4, 2)), scale_by_keep=False))))(
+        keys
+    )
+    y = np.asarray(y)
+    assert np.all(y == y[:, :1, :1])
+    assert abs((y[:, 0, 0] == 0).mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / n)
+    np.testing.assert_array_equal(unscaled, y != 0)
+    # Its expectation, over a batch that is always kept or always dropped, is the paper's factor at test.
+    assert abs(np.mean(unscaled) - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / n)
+    layer = rj.layers.DropPath(rate, per="batch", scale_by_keep=False)
+    np.testing.assert_array_equal(layer(jnp.ones((4, 2)), rngs=keys[0]), unscaled[0])
+
+
+def test_early_late_and_scheduled_drop_path_compile_once():
+    """A schedule gives the last block's rate, or all rates, in the step."""
+    early = rj.schedules.dropout_schedule(0.5, total_steps=8, cutoff_steps=3, mode="early")
+    late = rj.schedules.dropout_schedule(0.4, total_steps=8, cutoff_steps=3, mode="late")
+    x = jnp.ones((2000, 1))
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(i):
+        rates = [rj.layers.drop_path_rates(schedule(i), 3) for schedule in (early, late)]
+        rates.append(rj.schedules.scheduled_drop_path_rates(i, keep_prob=0.5, num_layers=3, total_steps=8))
+        keys = jax.random.split(jax.random.key(i), 3)
+        blocks = [[rj.layers.drop_path(keys[b], x, rate=rate[b]) for b in range(3)] for rate in rates]
+        return rates, [[jnp.mean(y == 0) for y in row] for row in blocks]
+
+    def linear(rate):
+        return [0, rate / 2, rate]
+
+    for i, (first, second) in enumerate([(0.5, 0), (0.25, 0), (0, 0), (0, 0.4), (0, 0.4)]):
+        rates, shares = step(i)
+        want = [linear(first), linear(second), [0.5 * i / 8 * b / 3 for b in (1, 2, 3)]]
+        np.testing.assert_allclose(rates, want, rtol=1e-6)
+        for rate, share in zip(np.ravel(want), np.ravel(shares), strict=True):
+            assert abs(share - rate) <= 5 * np.sqrt(rate * (1 - rate) / 2000)
 
 
 def test_drop_path_rates_are_linear_in_depth():

@@ -24,12 +24,16 @@ MODULES = {
     "Dropout": lambda **options: rj.layers.Dropout(0.5, **options),
     "DropPath": lambda **options: rj.layers.DropPath(0.5, **options),
     "MultiSampleDropout": lambda **options: rj.layers.MultiSampleDropout(sine, 2, 0.5, **options),
+    "GaussianNoise": lambda **options: rj.layers.GaussianNoise(0.5, **options),
+    "SpatialDropout": lambda **options: rj.layers.SpatialDropout(0.5, **options),
     "NestedDropout": lambda **options: rj.layers.NestedDropout(16, distribution="uniform", **options),
 }
 FUNCTIONS = {
     "Dropout": lambda key: rj.layers.dropout(key, X, rate=0.5),
     "DropPath": lambda key: rj.layers.drop_path(key, X, rate=0.5),
     "MultiSampleDropout": lambda key: rj.layers.multi_sample_dropout(key, sine, X, num_samples=2, rate=0.5),
+    "GaussianNoise": lambda key: rj.layers.gaussian_noise(key, X, std=0.5),
+    "SpatialDropout": lambda key: rj.layers.spatial_dropout(key, X, rate=0.5),
     "NestedDropout": lambda key: rj.layers.nested_dropout(key, X, probs=jnp.full(16, 1 / 16)),
 }
 PLAIN = {"MultiSampleDropout": jnp.sin(X)[None]}
@@ -141,7 +145,7 @@ def test_a_rate_at_the_call_and_for_a_whole_model():
             assert set(np.unique(y)) == want
     assert model.first.rate == 0.9 and model.first.rngs.count[...] == 3
     assert nnx.view(model, rate=0.25).last.rate == 0.25
-    for cls in (rj.layers.Dropout, rj.layers.DropPath):
+    for cls in (rj.layers.Dropout, rj.layers.DropPath, rj.layers.SpatialDropout):
         layer = cls(0.9)
         got = jax.jit(lambda rate, layer=layer: layer(X, rate=rate, rngs=KEY))(0.25)
         np.testing.assert_allclose(got, cls(0.25)(X, rngs=KEY), rtol=1e-6)
