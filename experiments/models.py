@@ -39,7 +39,10 @@ class ModelConfig:
 
 
 class Classifier(nnx.Module):
-    """A body and a linear head; subclasses define ``body(images, key, hooks, training) -> features [B, D]``."""
+    """A body and a linear head; subclasses define ``body(images, key, hooks, training) -> features [B, D]``.
+
+    The places of manifold mixup (``hooks.mix``): 0 the images, 1 what enters the first block, 2 the second, ...
+    """
 
     head: nnx.Linear
 
@@ -67,13 +70,14 @@ class Mlp(Classifier):
         self.head = nnx.Linear(width, num_classes, dtype=dtype, rngs=rngs)
 
     def body(self, images: jax.Array, key: Any, hooks: rj.Hooks, training: bool) -> jax.Array:
-        """Dropout after every hidden layer."""
-        x = nnx.relu(self.stem(images.reshape(len(images), -1)))
-        x = _dropout(key, 0, x, hooks, training)
+        """Dropout and noise after every hidden layer."""
+        x = nnx.relu(self.stem(hooks.mix(0, images).reshape(len(images), -1)))
+        x = _noise(key, 0, x, hooks, training)
         rates = rj.layers.drop_path_rates(hooks.drop_path, len(self.blocks) + 1)
         for i, block in enumerate(self.blocks, 1):
+            x = hooks.mix(i, x)
             x = x + _drop_path(key, i, nnx.relu(block(x)), rates[i], training)
-            x = _dropout(key, i, x, hooks, training)
+            x = _noise(key, i, x, hooks, training)
         return x
 
 
@@ -111,12 +115,13 @@ class ResNet(Classifier):
         self.head = nnx.Linear(before, num_classes, dtype=dtype, rngs=rngs)
 
     def body(self, images: jax.Array, key: Any, hooks: rj.Hooks, training: bool) -> jax.Array:
-        """Global average pooling, then dropout."""
-        x = nnx.relu(self.norm(self.stem(images), use_running_average=not training))
+        """Noise after every block; global average pooling, then dropout."""
+        x = nnx.relu(self.norm(self.stem(hooks.mix(0, images)), use_running_average=not training))
         rates = rj.layers.drop_path_rates(hooks.drop_path, len(self.blocks))
         for i, block in enumerate(self.blocks):
-            shortcut, branch = block(x, training)
+            shortcut, branch = block(hooks.mix(i + 1, x), training)
             x = nnx.relu(shortcut + _drop_path(key, i, branch, rates[i], training))
+            x = _block_noise(key, i, x, hooks, training)
         return _dropout(key, 0, x.mean((1, 2)), hooks, training)
 
 
@@ -164,14 +169,16 @@ class ViT(Classifier):
         self.head = nnx.Linear(width, num_classes, dtype=dtype, rngs=rngs)
 
     def body(self, images: jax.Array, key: Any, hooks: rj.Hooks, training: bool) -> jax.Array:
-        """Dropout after the position embedding and on the features."""
-        x = self.stem(images)
+        """Dropout after the position embedding and on the features; noise after every block."""
+        x = self.stem(hooks.mix(0, images))
         x = x.reshape(len(images), -1, x.shape[-1])
         x = _dropout(key, 0, x + self.position[...].astype(x.dtype), hooks, training)
         rates = rj.layers.drop_path_rates(hooks.drop_path, len(self.blocks))
         for i, block in enumerate(self.blocks):
+            x = hooks.mix(i + 1, x)
             x = x + _drop_path(key, 2 * i, block.mix(x), rates[i], training)
             x = x + _drop_path(key, 2 * i + 1, block.transform(x), rates[i], training)
+            x = _block_noise(key, i, x, hooks, training)
         return _dropout(key, 1, self.norm(x).mean(1), hooks, training)
 
 
@@ -206,6 +213,16 @@ def _dropout(key: Any, index: int, x: jax.Array, hooks: rj.Hooks, training: bool
     if not training or (isinstance(hooks.dropout, (int, float)) and hooks.dropout == 0):
         return x
     return rj.layers.dropout(jax.random.fold_in(key, 2 * index), x, rate=hooks.dropout)
+
+
+def _block_noise(key: Any, index: int, x: jax.Array, hooks: rj.Hooks, training: bool) -> jax.Array:
+    """The noise hook."""
+    return hooks.noise(jax.random.fold_in(jax.random.fold_in(key, index), 1), x) if training and hooks.noise else x
+
+
+def _noise(key: Any, index: int, x: jax.Array, hooks: rj.Hooks, training: bool) -> jax.Array:
+    """Dropout and the noise hook at one place."""
+    return _block_noise(key, index, _dropout(key, index, x, hooks, training), hooks, training)
 
 
 def _drop_path(key: Any, index: int, x: jax.Array, rate: Any, training: bool) -> jax.Array:

@@ -1,6 +1,6 @@
-"""Keeps the README's list of techniques and demo table equal to the catalogue and to the demo's results.
+"""Keeps the README's list of techniques and demo table, and the benchmark's tables, equal to the catalogue and to the results.
 
-``python -m experiments.readme`` writes both; ``python -m experiments.readme runs/demo`` first takes over the results of a
+``python -m experiments.readme`` writes them; ``python -m experiments.readme runs/demo`` first takes over the results of a
 finished demo into ``experiments/results/demo``.
 """
 
@@ -9,11 +9,14 @@ import shutil
 import sys
 from pathlib import Path
 
+from experiments.bench.results import markdown
 from experiments.report import HEADER, cells, summarise
 from regjax.catalog import STAGES, cards
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path("experiments/results/demo")
+TUNING = Path("experiments/results/tuning.json")
+BENCH = Path("experiments/bench")
 
 
 def techniques() -> str:
@@ -32,16 +35,23 @@ def demo(folder: Path) -> str:
     table = ["| " + " | ".join(HEADER) + " |", "| --- " + "| ---: " * (len(HEADER) - 1) + "|"]
     table += ["| " + " | ".join(row) + " |" for row in rows]
     seeds = results["config"]["seeds"]
+    tuned = json.loads((ROOT / TUNING).read_text())["recipes"]
+    points = [len(tried) for name, tried in tuned.items() if name != "baseline"]
     text = f"""Digits, 30 labelled images a class, 30 % of the labels wrong, an MLP, {seeds} seeds. Accuracy on the 360 test
 images is mean ± standard deviation over seeds; the difference to the baseline is paired over seeds, ± its standard error;
 memorized is the share of wrong training labels that the model reproduces; time and FLOPs are those of a training step as
 ratios to the baseline's. Optimiser, learning rate and length are the same for all, chosen so that the plain method learns
 every label by heart; a tenth of that rate stops earlier and alone reaches 83.6 % on validation images. Each recipe's strength
-is the best of 3 to 10 points on validation images and other seeds, with `python -m experiments.tune`; some grids whose best
-point was their last were extended, so recipes had unequal search (145 points in all, in `experiments/results/tuning.json`).
-One exception:
+is the best of {min(points)} to {max(points)} points on validation images and other seeds, with `python -m experiments.tune`;
+some grids whose best point was their last were extended, so recipes had unequal search ({sum(points) + 1} points in all,
+in `{TUNING}`). One exception:
 `one_cycle` keeps peaks of at least the common rate, although lower ones did better there (86.6 % at a tenth)."""
     return "\n".join([text, "", *table, "", f"![Test accuracy of every recipe]({RESULTS}/bars.png)"])
+
+
+def bench(folder: Path) -> str:
+    """The tables of every run of the benchmark in a folder of results."""
+    return "\n\n".join(markdown(json.loads(path.read_text())) for path in sorted(folder.glob("*.json")))
 
 
 def fill(text: str, name: str, content: str) -> str:
@@ -52,7 +62,7 @@ def fill(text: str, name: str, content: str) -> str:
 
 
 def main() -> int:
-    """Rewrites the README; returns the exit status."""
+    """Rewrites both files; returns the exit status."""
     if len(sys.argv) > 1:
         (ROOT / RESULTS).mkdir(parents=True, exist_ok=True)
         for name in ("results.json", "bars.png", "curves.png"):
@@ -62,6 +72,8 @@ def main() -> int:
     if (ROOT / RESULTS / "results.json").exists():
         text = fill(text, "demo", demo(ROOT / RESULTS))
     readme.write_text(text)
+    readme = ROOT / BENCH / "README.md"
+    readme.write_text(fill(readme.read_text(), "bench", bench(ROOT / BENCH / "results")))
     return 0
 
 

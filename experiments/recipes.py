@@ -6,10 +6,13 @@ splits by ``python -m experiments.tune``, which tries the grids of `GRIDS`.
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 import regjax as rj
@@ -53,6 +56,18 @@ def sgd(s: Setting, learning_rate: Any = None) -> optax.GradientTransformation:
     return optax.sgd(s.learning_rate if learning_rate is None else learning_rate, momentum=0.9)
 
 
+def on_unit_range(transform: Callable[..., Any]) -> Callable[..., Any]:
+    """A transform of pixels in [0, 1] for normalised images, which the least and greatest value of their batch bring there."""
+
+    def fn(key: Any, images: Any, labels: Any) -> tuple[Any, Any]:
+        low = jnp.min(images)
+        scale = jnp.maximum(jnp.max(images) - low, 1e-6)
+        moved, labels = transform(key, (images - low) / scale, labels)
+        return moved * scale + low, labels
+
+    return fn
+
+
 @named
 def baseline(s: Setting) -> rj.Recipe:
     """Cross-entropy and SGD with momentum."""
@@ -78,6 +93,82 @@ def cutmix(s: Setting, alpha: float = 1.0, prob: float = 1.0) -> rj.Recipe:
 def cutout(s: Setting, length: int = 6) -> rj.Recipe:
     """A square hole in each image."""
     return rj.Recipe(inputs=(partial(rj.inputs.cutout, length=length),), optimizer=sgd(s))
+
+
+@named
+def batch_mix(s: Setting, mixup_alpha: float = 1.0, cutmix_alpha: float = 1.0) -> rj.Recipe:
+    """Mixup and CutMix taken in turn, each pair of images its own."""
+    mix = partial(rj.inputs.batch_mix, mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha, mode="elem", label_smoothing=0.0)
+    return rj.Recipe(inputs=(mix,), optimizer=sgd(s))
+
+
+@named
+def manifold_mixup(s: Setting, alpha: float = 2.0) -> rj.Recipe:
+    """Mixup of the image or of what enters the first block, one of them drawn in each step."""
+    draw = partial(rj.inputs.manifold_mixup_weights, alpha=alpha, layers=(0, 1))
+    return rj.Recipe(layers=rj.Hooks(manifold=draw), optimizer=sgd(s))
+
+
+@named
+def random_erasing(s: Setting, prob: float = 1.0, max_area: float = 0.33) -> rj.Recipe:
+    """A rectangle of noise in each image."""
+    erase = partial(rj.inputs.random_erasing, prob=prob, max_area=max_area, mode="pixel")
+    return rj.Recipe(inputs=(erase,), optimizer=sgd(s))
+
+
+@named
+def randaugment(s: Setting, magnitude: float = 5.0) -> rj.Recipe:
+    """Two random operations on each image."""
+    augment = on_unit_range(partial(rj.inputs.randaugment, magnitude=magnitude, fill=0.0))
+    return rj.Recipe(inputs=(augment,), optimizer=sgd(s))
+
+
+@named
+def augmix(s: Setting, severity: float = 3.0, weight: float = 12.0) -> rj.Recipe:
+    """Each image three times, twice as a mix of chains of operations, and predictions that agree."""
+    mix = on_unit_range(partial(rj.inputs.augmix, severity=severity))
+
+    def views(key: Any, images: Any, labels: Any) -> tuple[Any, Any]:
+        first, second = jax.random.split(key)
+        augmented = [mix(k, images, labels)[0] for k in (first, second)]
+        return jnp.concatenate([images, *augmented]), jnp.concatenate([labels] * 3)
+
+    def loss(logits: Any, labels: Any) -> Any:
+        clean, *augmented = jnp.split(logits, 3)
+        consistency = rj.losses.jensen_shannon_consistency(clean, *augmented, weight=weight)
+        return rj.losses.label_smoothing(clean, labels[: len(clean)], alpha=0.0) + consistency
+
+    return rj.Recipe(inputs=(views,), loss=loss, optimizer=sgd(s))
+
+
+@named
+def batch_style(s: Setting, max_ratio: float = 0.1) -> rj.Recipe:
+    """All images of a batch get the low-frequency amplitudes of one of them."""
+    return rj.Recipe(inputs=(partial(rj.inputs.batch_style, max_ratio=max_ratio),), optimizer=sgd(s))
+
+
+@named
+def noise_mask(s: Setting, concentration: float = 1.0) -> rj.Recipe:
+    """Each image times a smooth random mask."""
+
+    def mask(key: Any, images: Any, labels: Any) -> tuple[Any, Any]:
+        logs = jnp.full((len(images), 16), math.log(concentration))
+        drawn, _ = rj.inputs.sample_noise_mask(key, logs, logs, image_size=images.shape[1:3], grid=4, kernel_size=3, sigma=1.0)
+        return images * drawn, labels
+
+    return rj.Recipe(inputs=(mask,), optimizer=sgd(s))
+
+
+@named
+def patch_masking(s: Setting, mask_ratio: float = 0.5) -> rj.Recipe:
+    """A share of the 2x2 patches of each image hidden, as in a masked autoencoder."""
+
+    def mask(key: Any, images: Any, labels: Any) -> tuple[Any, Any]:
+        patches = rj.inputs.patchify(images, 2)
+        hidden = rj.inputs.random_patch_mask(key, *patches.shape[:2], mask_ratio=mask_ratio).mask
+        return rj.inputs.unpatchify(jnp.where(hidden[..., None], 0, patches), 2, shape=images.shape[1:3]), labels
+
+    return rj.Recipe(inputs=(mask,), optimizer=sgd(s))
 
 
 # Layers and their schedules.
@@ -114,6 +205,59 @@ def multi_sample_dropout(s: Setting, num_samples: int = 8, rate: float = 0.95) -
 def drop_path(s: Setting, rate: float = 0.8) -> rj.Recipe:
     """Stochastic depth on the residual branches."""
     return rj.Recipe(layers=rj.Hooks(drop_path=rate), optimizer=sgd(s))
+
+
+@named
+def early_drop_path(s: Setting, rate: float = 0.8, until: float = 0.5) -> rj.Recipe:
+    """Stochastic depth that fades to nothing over the first part of training."""
+    schedule = rj.schedules.early_dropout(rate, cutoff_steps=max(int(until * s.total_steps), 1))
+    return rj.Recipe(layers=rj.Hooks(drop_path=schedule), optimizer=sgd(s))
+
+
+@named
+def late_drop_path(s: Setting, rate: float = 0.8, start: float = 0.2) -> rj.Recipe:
+    """Stochastic depth that starts after the first part of training."""
+    schedule = rj.schedules.late_dropout(rate, cutoff_steps=int(start * s.total_steps))
+    return rj.Recipe(layers=rj.Hooks(drop_path=schedule), optimizer=sgd(s))
+
+
+@named
+def scheduled_drop_path(s: Setting, rate: float = 0.8) -> rj.Recipe:
+    """Stochastic depth whose rate grows from nothing over training."""
+    schedule = partial(
+        rj.schedules.scheduled_drop_path_rate, keep_prob=1 - rate, layer=0, num_layers=1, total_steps=s.total_steps
+    )
+    return rj.Recipe(layers=rj.Hooks(drop_path=schedule), optimizer=sgd(s))
+
+
+@named
+def drop_block(s: Setting, rate: float = 0.3, block_size: int = 3) -> rj.Recipe:
+    """Dropout of square blocks of the image."""
+    drop = lambda key, images, labels: (rj.layers.drop_block(key, images, rate=rate, block_size=block_size), labels)
+    return rj.Recipe(inputs=(drop,), optimizer=sgd(s))
+
+
+@named
+def drop_connect(s: Setting, rate: float = 0.5) -> rj.Recipe:
+    """Dropout of the weights of the last layer, each example its own."""
+
+    def head(key: Any, layer: Any, features: Any) -> Any:
+        return rj.layers.drop_connect(key, features, layer.kernel[...], layer.bias[...], rate=rate, per_example=True)
+
+    return rj.Recipe(layers=rj.Hooks(head=head), optimizer=sgd(s))
+
+
+@named
+def gaussian_noise(s: Setting, std: float = 0.5) -> rj.Recipe:
+    """Normal noise added to every hidden layer."""
+    return rj.Recipe(layers=rj.Hooks(noise=partial(rj.layers.gaussian_noise, std=std)), optimizer=sgd(s))
+
+
+@named
+def gaussian_dropout(s: Setting, std: float = 1.0) -> rj.Recipe:
+    """Every hidden unit times normal noise of mean 1."""
+    noise = partial(rj.layers.gaussian_noise, std=std, kind="multiplicative")
+    return rj.Recipe(layers=rj.Hooks(noise=noise), optimizer=sgd(s))
 
 
 @named
@@ -320,11 +464,26 @@ GRIDS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "mixup": {"alpha": (0.5, 1.0, 2.0, 4.0, 8.0)},
     "cutmix": {"alpha": (1.0,), "prob": (0.5, 0.75, 1.0)},
     "cutout": {"length": (2, 4, 6)},
+    "batch_mix": {"mixup_alpha": (1.0, 4.0), "cutmix_alpha": (1.0, 4.0)},
+    "manifold_mixup": {"alpha": (1.0, 2.0, 4.0, 8.0)},
+    "random_erasing": {"prob": (0.5, 1.0), "max_area": (0.33, 0.6)},
+    "randaugment": {"magnitude": (1.0, 2.0, 3.0, 5.0)},
+    "augmix": {"severity": (1.0, 3.0), "weight": (1.0, 3.0, 12.0)},
+    "batch_style": {"max_ratio": (0.05, 0.1, 0.3, 1.0)},
+    "noise_mask": {"concentration": (0.1, 0.3, 1.0, 3.0)},
+    "patch_masking": {"mask_ratio": (0.25, 0.5, 0.75)},
     "dropout": {"rate": (0.3, 0.5, 0.6, 0.7)},
     "early_dropout": {"rate": (0.4, 0.6), "until": (0.5, 1.0)},
     "late_dropout": {"rate": (0.5, 0.6, 0.7), "start": (0.05, 0.2)},
     "multi_sample_dropout": {"rate": (0.3, 0.5, 0.7, 0.9, 0.95)},
     "drop_path": {"rate": (0.2, 0.5, 0.8, 0.9)},
+    "early_drop_path": {"rate": (0.5, 0.8), "until": (0.5, 1.0)},
+    "late_drop_path": {"rate": (0.5, 0.8), "start": (0.05, 0.2)},
+    "scheduled_drop_path": {"rate": (0.5, 0.8, 0.9)},
+    "drop_block": {"rate": (0.1, 0.3, 0.5), "block_size": (2, 3)},
+    "drop_connect": {"rate": (0.5, 0.8, 0.95)},
+    "gaussian_noise": {"std": (0.1, 0.3, 1.0, 3.0)},
+    "gaussian_dropout": {"std": (0.5, 1.0, 1.5, 2.0)},
     "nested_dropout": {"scale": (0.1, 0.3, 1.0, 3.0)},
     "neural_collapse_longtail": {"lambda_w": (0.001, 0.003, 0.01, 0.03)},
     "label_smoothing": {"alpha": (0.1, 0.3, 0.6, 0.9)},

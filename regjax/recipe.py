@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from regjax import layers
 from regjax.core import checks, trees
 from regjax.core.strength import accepts, at_step
 from regjax.core.types import Array, Key, Learned, PyTree, Stateful, Strength
@@ -21,6 +22,11 @@ cross_entropy = functools.partial(label_smoothing, alpha=0.0)
 """Softmax cross-entropy for class ids and probabilities alike: the loss of the plain method."""
 
 
+def _unmixed(place: int, x: Array) -> Array:
+    """What a model gets at its mixing places where nothing is mixed."""
+    return x
+
+
 @dataclasses.dataclass(frozen=True)
 class Hooks:
     """What a model is asked to do at its own places; the ``layers`` field of a recipe.
@@ -28,21 +34,30 @@ class Hooks:
     Attributes:
       dropout: the rate of the model's dropout layers; a number or a schedule.
       drop_path: the largest drop-path rate, that of the last residual block; a number or a schedule.
+      noise: ``f(key, x) -> x`` on the output of every block, such as ``partial(gaussian_noise, std=0.1)`` or ``drop_block``.
       features: ``f(key, features) -> features`` on the penultimate features, such as ``partial(nested_dropout, probs=p)``.
-      head: ``f(key, head_fn, features) -> logits [M, ..., K]``, such as ``multi_sample_dropout``: a leading axis of M
-        samples, over which the losses are averaged.
+      head: ``f(key, head_fn, features)`` in place of ``head_fn(features)``: logits ``[..., K]``, or ``[M, ..., K]``, such as
+        ``multi_sample_dropout``: a leading axis of M samples, over which the losses are averaged.
+      manifold: ``f(key, batch_size) -> (lam of each place [L], lam, partner [B])``, such as ``partial(manifold_mixup_weights,
+        layers=(0, 1, 2))``: the training step mixes the labels, and the model its hidden activations.
+      mix: ``f(place, x) -> x``, which the training step fills in from ``manifold``; a model calls it on what enters place 0
+        (the images), 1, 2, ...
     """
 
     dropout: Strength = 0.0
     drop_path: Strength = 0.0
+    noise: Callable[[Key, Array], Array] | None = None
     features: Callable[[Key, Array], Array] | None = None
     head: Callable[[Key, Callable[[Array], Array], Array], Array] | None = None
+    manifold: Callable[[Key, int], tuple[Array, Array, Array]] | None = None
+    mix: Callable[[int, Array], Array] = _unmixed
 
     def at(self, step: Any) -> "Hooks":
         """The hooks with every schedule evaluated at a step."""
         rate = lambda value: value(step) if callable(value) else value
         partial = lambda fn: fn and at_step(fn, step)
-        return Hooks(rate(self.dropout), rate(self.drop_path), partial(self.features), partial(self.head))
+        functions = {name: partial(getattr(self, name)) for name in ("noise", "features", "head", "manifold")}
+        return dataclasses.replace(self, dropout=rate(self.dropout), drop_path=rate(self.drop_path), **functions)
 
 
 class Outputs(NamedTuple):
@@ -178,7 +193,7 @@ def make_train_step(
     if not isinstance(recipe, Recipe):
         checks.fail(name, "recipe", "a regjax.Recipe", recipe)
     transform, feature_transform = recipe.transform(), recipe.feature_optimizer
-    takes_soft_labels = bool(recipe.inputs)
+    takes_soft_labels = bool(recipe.inputs) or recipe.layers.manifold is not None
 
     def init(key: Key, params: PyTree, model_state: PyTree = None, labels: Array | None = None) -> TrainState:
         key, *keys = jax.random.split(key, 3)
@@ -207,6 +222,12 @@ def make_train_step(
             images, labels = at_step(technique, step)(jax.random.fold_in(input_key, i), images, labels)
 
         hooks = recipe.layers.at(step)
+        if hooks.manifold is not None:
+            manifold_key, layer_key = jax.random.split(layer_key)
+            lams, lam, partner = hooks.manifold(manifold_key, images.shape[0])
+            mix = lambda place, x: layers.mix_features(x, lam=lams[place], partner=partner) if place < len(lams) else x
+            labels = layers.mix_features(labels, lam=lam, partner=partner)
+            hooks = dataclasses.replace(hooks, mix=mix)
         out = apply_fn(params, model_state, images, key=layer_key, hooks=hooks, training=True)
 
         per_example, loss_memory = _loss(recipe.loss, out.logits, labels, batch, memory, step, steps_per_epoch, axis_name)

@@ -6,19 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from regjax.core import checks
+from regjax.core.partners import check_lam, check_partner, mix_partner, take_partner
 from regjax.core.types import Array, Key, Strength
 from regjax.inputs.boxes import Box, box_mask, clipped_box
-from regjax.inputs.pairs import (
-    check_lam,
-    check_options,
-    check_partner,
-    check_soft_labels,
-    mix_partner,
-    sample_lam,
-    sample_partner,
-    share,
-    take_partner,
-)
+from regjax.inputs.pairs import check_minmax, check_options, check_soft_labels, sample_lam, sample_partner, share
 
 
 def cutmix(
@@ -103,7 +94,7 @@ def cutmix(
         rows, columns = (jax.random.randint(k, draws, 0, n) for k, n in zip((row_key, column_key), shape, strict=True))
         box = cutmix_box(lam, jnp.stack([rows, columns], axis=-1), shape)
     else:
-        ranges = _check_minmax(name, minmax, shape)
+        ranges = check_minmax(name, "minmax", minmax, shape)
         edges: list[Array] = []
         for k, n, (low, high) in zip((row_key, column_key), shape, ranges, strict=True):
             side_key, start_key = jax.random.split(k)
@@ -263,14 +254,3 @@ def paste_box(images: Any, labels: Any, *, box: Box, partner: Any, lam: Any = No
         lam = check_lam(name, lam, batch)
     pasted = jnp.where(box_mask((y1, y2, x1, x2), images), take_partner(images, partner), images)
     return pasted, mix_partner(labels, lam, partner)
-
-
-def _check_minmax(name: str, minmax: Any, shape: tuple[int, int]) -> list[tuple[int, int]]:
-    """The least side and the side that is one too large, for height and width."""
-    if not (isinstance(minmax, (tuple, list)) and len(minmax) == 2 and not any(isinstance(x, jax.Array) for x in minmax)):
-        checks.fail(name, "minmax", "two fractions (low, high)", minmax)
-    low, high = (float(checks.number(name, "minmax", x, low=0.0, high=1.0)) for x in minmax)
-    ranges = [(int(n * low), int(n * high)) for n in shape]
-    if any(least >= most for least, most in ranges):
-        checks.fail(name, "minmax", f"fractions low < high with a box between them for images {list(shape)}", minmax)
-    return ranges

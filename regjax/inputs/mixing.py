@@ -5,17 +5,9 @@ from typing import Any
 import jax
 
 from regjax.core import checks
+from regjax.core.partners import check_lam, check_partner, mix_partner
 from regjax.core.types import Array, Key, Strength
-from regjax.inputs.pairs import (
-    check_lam,
-    check_options,
-    check_partner,
-    check_soft_labels,
-    mix_partner,
-    sample_lam,
-    sample_partner,
-    share,
-)
+from regjax.inputs.pairs import check_options, check_soft_labels, sample_lam, sample_partner, share
 
 
 def mixup(

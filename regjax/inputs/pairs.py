@@ -1,33 +1,23 @@
-"""Partners and weights of mixed examples: drawing, gathering and checking them. For the techniques of this stage."""
+"""What the mixing techniques draw, weights and partners, and their common options."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from regjax.core import checks, sharding
+from regjax.core.partners import take_partner
 from regjax.core.types import Array, Key
 
 
-def take_partner(x: Array, partner: Array) -> Array:
-    """The partners' rows of ``x [B, ...]``, for ``partner`` of shape [B], or [G, B/G] with indices inside G blocks."""
-    if partner.ndim == 1:
-        return sharding.take_rows(x, partner)
-    blocks, size = partner.shape
+def reverse_rows(x: Array, blocks: int) -> Array:
+    """The rows of ``x [B, ...]`` reversed inside each of ``blocks`` contiguous blocks: without a gather, so that it fuses."""
+    if blocks == 1:
+        return jnp.flip(x, 0)
+    size = x.shape[0] // blocks
     if blocks % sharding.row_shards(x):
-        # Blocks that span devices cannot be a dimension of their own on an Explicit mesh: number the rows globally.
-        return sharding.take_rows(x, (partner + size * jnp.arange(blocks)[:, None]).reshape(-1))
-    # A gather with the blocks as its batch dimension: the partitioner keeps it on the device that holds the block.
-    index = partner.reshape(partner.shape + (1,) * (x.ndim - 1))
-    return jnp.take_along_axis(x.reshape(partner.shape + x.shape[1:]), index, axis=1, mode="clip").reshape(x.shape)
-
-
-def mix_partner(x: Array, lam: Array, partner: Array) -> Array:
-    """``lam x + (1 - lam) x[partner]`` in float32 or better, in the dtype of ``x``."""
-    dtype = jnp.promote_types(jnp.float32, x.dtype)
-    lam = lam.astype(dtype).reshape(lam.shape + (1,) * (x.ndim - 1 if lam.ndim else 0))
-    return (lam * x.astype(dtype) + (1 - lam) * take_partner(x, partner).astype(dtype)).astype(x.dtype)
+        return take_partner(x, jnp.broadcast_to(jnp.arange(size)[::-1], (blocks, size)))
+    return jnp.flip(x.reshape(blocks, size, *x.shape[1:]), 1).reshape(x.shape)
 
 
 def sample_partner(key: Key, batch: int, pairing: str, within_shard: int | None) -> Array:
@@ -79,8 +69,7 @@ def check_options(name: str, alpha: Any, prob: Any, per: Any, pairing: Any, with
     checks.choice(name, "pairing", pairing, ("permutation", "reverse", "roll"))
     if per == "pair" and pairing != "reverse":
         checks.fail(name, "pairing", "'reverse' with per='pair' (partners must be each other's)", pairing)
-    if within_shard is not None and batch % checks.integer(name, "within_shard", within_shard, low=1):
-        checks.fail(name, "within_shard", f"a number of blocks that divides the batch of {batch}", within_shard)
+    check_blocks(name, within_shard, batch)
 
 
 def check_soft_labels(name: str, labels: Any, batch: int, ndim: int | None = None) -> Array:
@@ -94,16 +83,22 @@ def check_soft_labels(name: str, labels: Any, batch: int, ndim: int | None = Non
     return labels
 
 
-def check_lam(name: str, lam: Any, batch: int | None) -> Array:
-    """A weight in [0, 1], or one for each of ``batch`` examples."""
-    if np.ndim(lam) == 0:
-        return jnp.asarray(checks.number(name, "lam", lam, low=0.0, high=1.0), float)
-    return checks.floating(name, "lam", lam, shape=(batch,))
+def check_blocks(name: str, within_shard: Any, batch: int) -> int:
+    """The number of blocks inside which a batch is paired: 1 for None."""
+    if within_shard is None:
+        return 1
+    blocks = checks.integer(name, "within_shard", within_shard, low=1)
+    if batch % blocks:
+        checks.fail(name, "within_shard", f"a number of blocks that divides the batch of {batch}", within_shard)
+    return blocks
 
 
-def check_partner(name: str, partner: Any, batch: int) -> Array:
-    """Partners in one of the two forms that `take_partner` takes."""
-    partner = checks.integers(name, "partner", partner)
-    if partner.ndim not in (1, 2) or partner.size != batch:
-        checks.fail(name, "partner", f"indices of shape [{batch}], or [G, {batch}/G] inside blocks", partner)
-    return partner
+def check_minmax(name: str, argument: str, minmax: Any, shape: tuple[int, int]) -> list[tuple[int, int]]:
+    """For height and width, the least side of a box and the side that is one too large."""
+    if not (isinstance(minmax, (tuple, list)) and len(minmax) == 2 and not any(isinstance(x, jax.Array) for x in minmax)):
+        checks.fail(name, argument, "two fractions (low, high)", minmax)
+    low, high = (float(checks.number(name, argument, x, low=0.0, high=1.0)) for x in minmax)
+    ranges = [(int(n * low), int(n * high)) for n in shape]
+    if any(least >= most for least, most in ranges):
+        checks.fail(name, argument, f"fractions low < high with a box between them for images {list(shape)}", minmax)
+    return ranges

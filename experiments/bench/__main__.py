@@ -1,0 +1,74 @@
+"""``python -m experiments.bench``: measures a suite, prints its tables, and keeps the results as JSON."""
+
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from experiments.bench import machine
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """What to measure and how.
+
+    Attributes:
+      suite: the techniques of which stage.
+      shapes: batches: ``32`` is [256, 32, 32, 3], ``224`` [64, 224, 224, 3], ``tiny`` [8, 16, 16, 3].
+      threads: cores that every library may use; 0 for all.
+      turns: how often every subject runs, in turns.
+      seconds: the least time of a subject in a turn.
+      out: the folder for the results; a file of an earlier run of the same suite, device and threads is replaced.
+      json: prints the results as JSON in place of the tables.
+    """
+
+    suite: Literal["inputs"] = "inputs"
+    shapes: tuple[Literal["32", "224", "tiny"], ...] = ("32", "224")
+    threads: int = 1
+    turns: int = 15
+    seconds: float = 0.05
+    out: Path = Path("runs/bench")
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+
+    def __post_init__(self) -> None:
+        """Refuses settings that cannot run."""
+        if self.turns < 1 or self.threads < 0 or not self.seconds > 0 or not self.shapes:
+            raise ValueError("BenchConfig: turns must be at least 1, threads at least 0, seconds above 0, and shapes not empty")
+
+
+def bench(config: BenchConfig) -> dict[str, Any]:
+    """Runs a suite and keeps its results."""
+    suite = importlib.import_module(f"experiments.bench.{config.suite}")
+    results_module = importlib.import_module("experiments.bench.results")
+    described = machine.describe(config.threads)
+    panels = []
+    for shape in config.shapes:
+        for panel in suite.panels(suite.SHAPES[shape], config.threads):
+            print(f"{panel.title} ...", file=sys.stderr)
+            panels.append(results_module.measure(panel, turns=config.turns, seconds=config.seconds))
+    results = {"schema": 1, "suite": config.suite, "machine": described, "turns": config.turns, "panels": panels}
+    config.out.mkdir(parents=True, exist_ok=True)
+    slug = "-".join("".join(c if c.isalnum() else " " for c in described["device"]).split()).lower()
+    importlib.import_module("experiments.writers").write_json(
+        config.out / f"{config.suite}-{slug}-{described['threads']}.json", results
+    )
+    return results
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    config = tyro.cli(BenchConfig, args=arguments, prog="python -m experiments.bench")
+    machine.limit_threads(config.threads)
+    results = bench(config)
+    markdown = importlib.import_module("experiments.bench.results").markdown
+    print(json.dumps(results) if config.json else markdown(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""The same work done by other libraries, where they are installed: ``pip install .[bench]``."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments.bench.timing import Subject
+
+
+def available(*modules: str) -> bool:
+    """Whether all modules can be imported; says on stderr what is skipped where one cannot."""
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except (ImportError, RuntimeError, AttributeError) as error:
+            reason = str(error).splitlines()[0]
+            print(f"skipped: {modules[-1]} ({reason}); install the peers with: pip install .[bench]", file=sys.stderr)
+            return False
+    return True
+
+
+def timm_mixup(images: np.ndarray, labels: np.ndarray, num_classes: int, threads: int) -> dict[str, Subject]:
+    """Timm's ``Mixup``, which overwrites its input, in its three modes; PyTorch's layout of the same batch."""
+    if not available("torch", "timm.data"):
+        return {}
+    import torch
+    from timm.data import Mixup
+
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    ids = torch.from_numpy(labels.argmax(-1))
+    subjects = {}
+    for mode in ("batch", "pair", "elem"):
+        for kind, alphas in MIXES.items():
+            mixup = Mixup(**alphas, prob=1.0, mode=mode, label_smoothing=0.1, num_classes=num_classes)
+            subjects[f"timm Mixup {mode} {kind}"] = Subject(lambda m=mixup: m(batch, ids))
+    return subjects
+
+
+MIXES: Mapping[str, Mapping[str, float]] = {
+    "mixup": {"mixup_alpha": 1.0, "cutmix_alpha": 0.0},
+    "cutmix": {"mixup_alpha": 0.0, "cutmix_alpha": 1.0},
+}
+"""What is mixed how, under names that timm and `regjax.inputs.batch_mix` share."""
+
+
+def keras_mixing(images: Any, labels: Any) -> dict[str, Subject]:
+    """Keras' ``MixUp`` and ``CutMix`` on the JAX backend: as they run by themselves, and compiled with their seed as state."""
+    if not available("keras"):
+        return {}
+    import jax
+    import keras
+
+    if keras.backend.backend() != "jax":
+        print("skipped: keras (its backend is not jax; set KERAS_BACKEND=jax)", file=sys.stderr)
+        return {}
+    batch = {"images": images, "labels": labels}
+    subjects = {}
+    for name, layer in (("MixUp", keras.layers.MixUp(alpha=1.0, seed=0)), ("CutMix", keras.layers.CutMix(factor=1.0, seed=0))):
+        subjects[f"keras {name}"] = Subject(lambda layer=layer: jax.block_until_ready(layer(batch, training=True)))
+        subjects[f"keras {name} compiled"] = Subject(_compiled(layer, batch))
+    return subjects
+
+
+def keras_randaugment(images: Any) -> dict[str, Subject]:
+    """Keras' ``RandAugment`` on the JAX backend; seconds a call, so it takes two turns."""
+    if not available("keras"):
+        return {}
+    import jax
+    import keras
+
+    layer = keras.layers.RandAugment(value_range=(0, 1), num_ops=2, factor=0.9, seed=0)
+    return {"keras RandAugment": Subject(lambda: jax.block_until_ready(layer(images, training=True)), turns=2)}
+
+
+def timm_randaugment(pixels: np.ndarray) -> dict[str, Subject]:
+    """Timm's RandAugment on Pillow images: alone, and from uint8 arrays to the float32 batch that a network takes."""
+    if not available("torch", "PIL", "timm.data"):
+        return {}
+    from PIL import Image
+    from timm.data.auto_augment import rand_augment_transform
+
+    augment = rand_augment_transform("rand-m9-n2-p1-inc1", {"img_mean": (128, 128, 128)})
+    pictures = [Image.fromarray(image) for image in pixels]
+
+    def alone() -> None:
+        for picture in pictures:
+            augment(picture)
+
+    def whole() -> np.ndarray:
+        arrays = [np.asarray(augment(Image.fromarray(image))) for image in pixels]
+        return np.stack(arrays).astype(np.float32) / 255
+
+    return {"timm RandAugment on Pillow images": Subject(alone), "timm RandAugment, arrays to batch": Subject(whole)}
+
+
+def _compiled(layer: Any, batch: Any) -> Callable[[], Any]:
+    """A Keras layer under ``jax.jit``, its random state passed in and out."""
+    import jax
+    import jax.numpy as jnp
+    import keras
+
+    seed = layer.generator.state
+
+    def call(state: Any, batch: Any) -> Any:
+        with keras.StatelessScope([(seed, state)]) as scope:
+            return layer(batch, training=True), scope.get_current_value(seed)
+
+    compiled, state = jax.jit(call), jnp.asarray(seed.value)
+    return lambda: jax.block_until_ready(compiled(state, batch))
