@@ -96,28 +96,28 @@ def cutout(s: Setting, length: int = 6) -> rj.Recipe:
 
 
 @named
-def batch_mix(s: Setting, mixup_alpha: float = 1.0, cutmix_alpha: float = 1.0) -> rj.Recipe:
+def batch_mix(s: Setting, mixup_alpha: float = 4.0, cutmix_alpha: float = 4.0) -> rj.Recipe:
     """Mixup and CutMix taken in turn, each pair of images its own."""
     mix = partial(rj.inputs.batch_mix, mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha, mode="elem", label_smoothing=0.0)
     return rj.Recipe(inputs=(mix,), optimizer=sgd(s))
 
 
 @named
-def manifold_mixup(s: Setting, alpha: float = 2.0) -> rj.Recipe:
+def manifold_mixup(s: Setting, alpha: float = 16.0) -> rj.Recipe:
     """Mixup of the image or of what enters the first block, one of them drawn in each step."""
     draw = partial(rj.inputs.manifold_mixup_weights, alpha=alpha, layers=(0, 1))
     return rj.Recipe(layers=rj.Hooks(manifold=draw), optimizer=sgd(s))
 
 
 @named
-def random_erasing(s: Setting, prob: float = 1.0, max_area: float = 0.33) -> rj.Recipe:
+def random_erasing(s: Setting, prob: float = 1.0, max_area: float = 0.6) -> rj.Recipe:
     """A rectangle of noise in each image."""
     erase = partial(rj.inputs.random_erasing, prob=prob, max_area=max_area, mode="pixel")
     return rj.Recipe(inputs=(erase,), optimizer=sgd(s))
 
 
 @named
-def randaugment(s: Setting, magnitude: float = 5.0) -> rj.Recipe:
+def randaugment(s: Setting, magnitude: float = 3.0) -> rj.Recipe:
     """Two random operations on each image."""
     augment = on_unit_range(partial(rj.inputs.randaugment, magnitude=magnitude, fill=0.0))
     return rj.Recipe(inputs=(augment,), optimizer=sgd(s))
@@ -142,13 +142,13 @@ def augmix(s: Setting, severity: float = 3.0, weight: float = 12.0) -> rj.Recipe
 
 
 @named
-def batch_style(s: Setting, max_ratio: float = 0.1) -> rj.Recipe:
+def batch_style(s: Setting, max_ratio: float = 0.05) -> rj.Recipe:
     """All images of a batch get the low-frequency amplitudes of one of them."""
     return rj.Recipe(inputs=(partial(rj.inputs.batch_style, max_ratio=max_ratio),), optimizer=sgd(s))
 
 
 @named
-def noise_mask(s: Setting, concentration: float = 1.0) -> rj.Recipe:
+def noise_mask(s: Setting, concentration: float = 0.1) -> rj.Recipe:
     """Each image times a smooth random mask."""
 
     def mask(key: Any, images: Any, labels: Any) -> tuple[Any, Any]:
@@ -160,7 +160,7 @@ def noise_mask(s: Setting, concentration: float = 1.0) -> rj.Recipe:
 
 
 @named
-def patch_masking(s: Setting, mask_ratio: float = 0.5) -> rj.Recipe:
+def patch_masking(s: Setting, mask_ratio: float = 0.75) -> rj.Recipe:
     """A share of the 2x2 patches of each image hidden, as in a masked autoencoder."""
 
     def mask(key: Any, images: Any, labels: Any) -> tuple[Any, Any]:
@@ -215,14 +215,14 @@ def early_drop_path(s: Setting, rate: float = 0.8, until: float = 0.5) -> rj.Rec
 
 
 @named
-def late_drop_path(s: Setting, rate: float = 0.8, start: float = 0.2) -> rj.Recipe:
+def late_drop_path(s: Setting, rate: float = 0.8, start: float = 0.05) -> rj.Recipe:
     """Stochastic depth that starts after the first part of training."""
     schedule = rj.schedules.late_dropout(rate, cutoff_steps=int(start * s.total_steps))
     return rj.Recipe(layers=rj.Hooks(drop_path=schedule), optimizer=sgd(s))
 
 
 @named
-def scheduled_drop_path(s: Setting, rate: float = 0.8) -> rj.Recipe:
+def scheduled_drop_path(s: Setting, rate: float = 0.9) -> rj.Recipe:
     """Stochastic depth whose rate grows from nothing over training."""
     schedule = partial(
         rj.schedules.scheduled_drop_path_rate, keep_prob=1 - rate, layer=0, num_layers=1, total_steps=s.total_steps
@@ -231,14 +231,14 @@ def scheduled_drop_path(s: Setting, rate: float = 0.8) -> rj.Recipe:
 
 
 @named
-def drop_block(s: Setting, rate: float = 0.3, block_size: int = 3) -> rj.Recipe:
+def drop_block(s: Setting, rate: float = 0.7, block_size: int = 2) -> rj.Recipe:
     """Dropout of square blocks of the image."""
     drop = lambda key, images, labels: (rj.layers.drop_block(key, images, rate=rate, block_size=block_size), labels)
     return rj.Recipe(inputs=(drop,), optimizer=sgd(s))
 
 
 @named
-def drop_connect(s: Setting, rate: float = 0.5) -> rj.Recipe:
+def drop_connect(s: Setting, rate: float = 0.8) -> rj.Recipe:
     """Dropout of the weights of the last layer, each example its own."""
 
     def head(key: Any, layer: Any, features: Any) -> Any:
@@ -248,7 +248,7 @@ def drop_connect(s: Setting, rate: float = 0.5) -> rj.Recipe:
 
 
 @named
-def gaussian_noise(s: Setting, std: float = 0.5) -> rj.Recipe:
+def gaussian_noise(s: Setting, std: float = 3.0) -> rj.Recipe:
     """Normal noise added to every hidden layer."""
     return rj.Recipe(layers=rj.Hooks(noise=partial(rj.layers.gaussian_noise, std=std)), optimizer=sgd(s))
 
@@ -465,13 +465,13 @@ GRIDS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "cutmix": {"alpha": (1.0,), "prob": (0.5, 0.75, 1.0)},
     "cutout": {"length": (2, 4, 6)},
     "batch_mix": {"mixup_alpha": (1.0, 4.0), "cutmix_alpha": (1.0, 4.0)},
-    "manifold_mixup": {"alpha": (1.0, 2.0, 4.0, 8.0)},
+    "manifold_mixup": {"alpha": (1.0, 2.0, 4.0, 8.0, 16.0)},
     "random_erasing": {"prob": (0.5, 1.0), "max_area": (0.33, 0.6)},
     "randaugment": {"magnitude": (1.0, 2.0, 3.0, 5.0)},
     "augmix": {"severity": (1.0, 3.0), "weight": (1.0, 3.0, 12.0)},
     "batch_style": {"max_ratio": (0.05, 0.1, 0.3, 1.0)},
     "noise_mask": {"concentration": (0.1, 0.3, 1.0, 3.0)},
-    "patch_masking": {"mask_ratio": (0.25, 0.5, 0.75)},
+    "patch_masking": {"mask_ratio": (0.25, 0.5, 0.75, 0.85)},
     "dropout": {"rate": (0.3, 0.5, 0.6, 0.7)},
     "early_dropout": {"rate": (0.4, 0.6), "until": (0.5, 1.0)},
     "late_dropout": {"rate": (0.5, 0.6, 0.7), "start": (0.05, 0.2)},
@@ -480,9 +480,9 @@ GRIDS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "early_drop_path": {"rate": (0.5, 0.8), "until": (0.5, 1.0)},
     "late_drop_path": {"rate": (0.5, 0.8), "start": (0.05, 0.2)},
     "scheduled_drop_path": {"rate": (0.5, 0.8, 0.9)},
-    "drop_block": {"rate": (0.1, 0.3, 0.5), "block_size": (2, 3)},
+    "drop_block": {"rate": (0.1, 0.3, 0.5, 0.7), "block_size": (2, 3)},
     "drop_connect": {"rate": (0.5, 0.8, 0.95)},
-    "gaussian_noise": {"std": (0.1, 0.3, 1.0, 3.0)},
+    "gaussian_noise": {"std": (0.1, 0.3, 1.0, 3.0, 10.0)},
     "gaussian_dropout": {"std": (0.5, 1.0, 1.5, 2.0)},
     "nested_dropout": {"scale": (0.1, 0.3, 1.0, 3.0)},
     "neural_collapse_longtail": {"lambda_w": (0.001, 0.003, 0.01, 0.03)},

@@ -57,18 +57,18 @@ def panels(shape: tuple[int, int, int, int], threads: int) -> Iterator[Panel]:
         bounds = [Bound(f"batch_mix batch {a}", f"keras {b}{c}", 1 / 3) for a, b in pairs for c in ("", " compiled")]
         yield Panel(f"{title}: batch_mix against Keras on JAX", {**kept, **theirs}, bounds)
 
-    alone = partial(rj.inputs.randaugment, table="timm")
-    whole = lambda key, pixels, labels: alone(key, pixels.astype(jnp.float32) / 255, labels)
-    subjects = {
-        "randaugment": _subject(alone, *batch),
-        "randaugment, batch donated": _donating(alone, *batch),
-        "randaugment, arrays to batch": _subject(whole, batch[0], jnp.asarray(pixels), labels),
-    }
+    subjects, bounds = {}, []
     pillow, keras = peers.timm_randaugment(pixels), peers.keras_randaugment(images)
-    ours = ("randaugment", "randaugment, batch donated")
-    bounds = [Bound(name, "timm RandAugment on Pillow images", 1 / 3) for name in ours if pillow]
-    bounds += [Bound("randaugment, arrays to batch", "timm RandAugment, arrays to batch", 1 / 3)] if pillow else []
-    bounds += [Bound("randaugment", "keras RandAugment", 1 / 3)] if keras else []
+    for kind in ("nearest", "bilinear"):
+        alone = partial(rj.inputs.randaugment, table="timm", interpolation=kind)
+        whole = lambda key, pixels, labels, alone=alone: alone(key, pixels.astype(jnp.float32) / 255, labels)
+        subjects[f"randaugment {kind}"] = _subject(alone, *batch)
+        subjects[f"randaugment {kind}, batch donated"] = _donating(alone, *batch)
+        subjects[f"randaugment {kind}, arrays to batch"] = _subject(whole, batch[0], jnp.asarray(pixels), labels)
+        if pillow:
+            bounds += [Bound(f"randaugment {kind}{how}", f"timm RandAugment {kind}", 1 / 3) for how in ("", ", batch donated")]
+            bounds += [Bound(*(f"{name} {kind}, arrays to batch" for name in ("randaugment", "timm RandAugment")), 1 / 3)]
+    bounds += [Bound("randaugment bilinear", "keras RandAugment", 1 / 3)] if keras else []
     yield Panel(f"{title}: RandAugment, two operations an image", {**subjects, **pillow, **keras}, bounds)
 
 

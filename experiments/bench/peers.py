@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def available(*modules: str) -> bool:
 
 
 def timm_mixup(images: np.ndarray, labels: np.ndarray, num_classes: int, threads: int) -> dict[str, Subject]:
-    """Timm's ``Mixup``, which overwrites its input, in its three modes; PyTorch's layout of the same batch."""
+    """The ``Mixup`` of timm, which overwrites its input, in its three modes; PyTorch's layout of the same batch."""
     if not available("torch", "timm.data"):
         return {}
     import torch
@@ -79,24 +80,29 @@ def keras_randaugment(images: Any) -> dict[str, Subject]:
 
 
 def timm_randaugment(pixels: np.ndarray) -> dict[str, Subject]:
-    """Timm's RandAugment on Pillow images: alone, and from uint8 arrays to the float32 batch that a network takes."""
+    """RandAugment of timm on Pillow images, by interpolation: alone, and from uint8 arrays to the float32 batch of a network."""
     if not available("torch", "PIL", "timm.data"):
         return {}
     from PIL import Image
     from timm.data.auto_augment import rand_augment_transform
 
-    augment = rand_augment_transform("rand-m9-n2-p1-inc1", {"img_mean": (128, 128, 128)})
     pictures = [Image.fromarray(image) for image in pixels]
 
-    def alone() -> None:
+    def alone(augment: Any) -> None:
         for picture in pictures:
             augment(picture)
 
-    def whole() -> np.ndarray:
+    def whole(augment: Any) -> np.ndarray:
         arrays = [np.asarray(augment(Image.fromarray(image))) for image in pixels]
         return np.stack(arrays).astype(np.float32) / 255
 
-    return {"timm RandAugment on Pillow images": Subject(alone), "timm RandAugment, arrays to batch": Subject(whole)}
+    subjects = {}
+    for kind in ("nearest", "bilinear"):
+        settings = {"img_mean": (128, 128, 128), "interpolation": Image.Resampling[kind.upper()]}
+        augment = rand_augment_transform("rand-m9-n2-p1-inc1", settings)
+        subjects[f"timm RandAugment {kind}"] = Subject(partial(alone, augment))
+        subjects[f"timm RandAugment {kind}, arrays to batch"] = Subject(partial(whole, augment))
+    return subjects
 
 
 def _compiled(layer: Any, batch: Any) -> Callable[[], Any]:

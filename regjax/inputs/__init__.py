@@ -6,15 +6,13 @@ from regjax.inputs.counterfactual import apply_mask_refill, cam_mask, cam_mask_r
 from regjax.inputs.cutmix import apply_cutmix, cutmix, cutmix_box, paste_box
 from regjax.inputs.erasing import apply_random_erasing, random_erasing
 from regjax.inputs.importance import (
-    ImportanceState,
     importance_probabilities,
-    importance_sampling,
-    importance_update,
     importance_weights,
     last_layer_gradient_norm,
     path_probabilities,
     sample_indices,
 )
+from regjax.inputs.importance_memory import ImportanceState, importance_sampling, importance_update
 from regjax.inputs.manifold import manifold_mixup, manifold_mixup_model, manifold_mixup_weights
 from regjax.inputs.metaaug import adam_student_step, meta_augment_objective
 from regjax.inputs.mixing import apply_mixup, mixup

@@ -8,7 +8,7 @@ import numpy as np
 
 from regjax.core import checks, trees
 from regjax.core.types import Array, Key, Strength
-from regjax.inputs.boxes import Box, box_mask
+from regjax.inputs.boxes import Box, fill_box
 from regjax.inputs.cutmix import cutmix_box
 from regjax.inputs.pairs import check_blocks, check_minmax, reverse_rows, sample_lam
 
@@ -227,7 +227,7 @@ def apply_batch_mix(
     spread = lambda x: _spread(x, mode, batch, blocks)
     box = (spread(y1), spread(y2), spread(x1), spread(x2))
     other = reverse_rows(images, blocks)
-    mixed = jnp.where(box_mask(box, images), other, _mix(images, other, spread(weight)))
+    mixed = fill_box(_mix(images, other, spread(weight)), box, other)
     return mixed, _mix(soft, reverse_rows(soft, blocks), spread(lam))
 
 

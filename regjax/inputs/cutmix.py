@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from regjax.core import checks
 from regjax.core.partners import check_lam, check_partner, mix_partner, take_partner
 from regjax.core.types import Array, Key, Strength
-from regjax.inputs.boxes import Box, box_mask, clipped_box
+from regjax.inputs.boxes import Box, clipped_box, fill_box
 from regjax.inputs.pairs import check_minmax, check_options, check_soft_labels, sample_lam, sample_partner, share
 
 
@@ -252,5 +252,5 @@ def paste_box(images: Any, labels: Any, *, box: Box, partner: Any, lam: Any = No
         lam = 1 - ((y2 - y1) * (x2 - x1)).astype(jnp.float32) / (shape[0] * shape[1])
     else:
         lam = check_lam(name, lam, batch)
-    pasted = jnp.where(box_mask((y1, y2, x1, x2), images), take_partner(images, partner), images)
+    pasted = fill_box(images, (y1, y2, x1, x2), take_partner(images, partner))
     return pasted, mix_partner(labels, lam, partner)

@@ -8,7 +8,7 @@ import numpy as np
 
 from regjax.core import checks, sharding, trees
 from regjax.core.types import Array, Key, Strength
-from regjax.inputs.boxes import box_mask
+from regjax.inputs.boxes import fill_box
 
 
 def random_erasing(
@@ -61,7 +61,7 @@ def random_erasing(
 
     Cost:
       One read and one write of the batch in modes ``"const"`` and ``"rand"``; the draws are ``[B, count, attempts]``.
-      ``"pixel"`` draws a normal number for every value of the batch, erased or not: on a CPU 15 to 40 times the rest.
+      ``"pixel"`` draws a normal number for every value of the batch, erased or not: on a CPU some 60 times the rest.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -190,7 +190,7 @@ def apply_random_erasing(images: Any, *, area_fraction: Any, log_aspect: Any, to
     for i in range(boxes[0].shape[1]):
         y1, y2, x1, x2 = (edge[:, i] for edge in boxes)
         fill = value if colours is None else colours[:, i, None, None, :]
-        images = jnp.where(box_mask((y1, y2, x1, x2), images), fill, images)
+        images = fill_box(images, (y1, y2, x1, x2), fill)
     return images
 
 

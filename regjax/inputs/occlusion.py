@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from regjax.core import checks
 from regjax.core.types import Array, Key, Strength
-from regjax.inputs.boxes import box_mask, clipped_box
+from regjax.inputs.boxes import clipped_box, fill_box
 
 
 def cutout(
@@ -98,8 +98,7 @@ def apply_cutout(images: Any, *, length: Strength, centres: Any, value: Any = 0.
     checks.number(name, "value", value)
     centres = checks.integers(name, "centres", centres, shape=(images.shape[0], None, 2))
     side = jnp.asarray(length).astype(jnp.int32)
-    hidden = jnp.any(box_mask(clipped_box(centres, side, side, images.shape[1:3]), images), axis=1)
-    return jnp.where(hidden, jnp.asarray(value, images.dtype), images)
+    return fill_box(images, clipped_box(centres, side, side, images.shape[1:3]), value)
 
 
 def _check_length(name: str, length: Any) -> None:

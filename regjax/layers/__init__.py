@@ -2,6 +2,7 @@
 
 from regjax.layers.binary_mask import binary_mask_ste
 from regjax.layers.conditional_moe import apply_conditional_moe_routing, cmr_budget_loss, conditional_moe_routing
+from regjax.layers.drop_block import DropBlock, apply_drop_block, drop_block
 from regjax.layers.drop_connect import DropConnect, apply_drop_connect, drop_connect, drop_connect_moments, drop_connect_samples
 from regjax.layers.drop_path import DropPath, apply_drop_path, drop_path, drop_path_rates
 from regjax.layers.dropout import Dropout, apply_dropout, dropout
@@ -46,7 +47,7 @@ from regjax.layers.ordered import ordered_conv, ordered_dense, svd_factorize
 from regjax.layers.ordered_models import fold_ordered, order_layers, ordered_layers, shrink_ordered, truncate_ordered
 from regjax.layers.ordered_modules import OrderedConv, OrderedDense
 from regjax.layers.rank_sampling import RankSample, rank_pair, sample_rank, sample_ranks
-from regjax.layers.spatial import DropBlock, SpatialDropout, apply_drop_block, apply_spatial_dropout, drop_block, spatial_dropout
+from regjax.layers.spatial import SpatialDropout, apply_spatial_dropout, spatial_dropout
 from regjax.layers.truncation import select_truncation, truncated_logits
 
 __all__ = [
