@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import regjax as rj
+from regjax.core.types import Strength
 
 B, H, K, N = 8, 4, 3, 16
 KEY = jax.random.key(0)
@@ -164,6 +165,32 @@ def test_sampled_heads_average_losses_and_refuse_memories():
     train, state = make(rj.Recipe(layers=rj.Hooks(head=head), loss=rj.losses.elr(N, K)))
     with pytest.raises(ValueError, match=r"layers\.head"):
         train.step(state, BATCH)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_manifold_mixes_labels_and_what_enters_one_place(place):
+    partner, lams = jnp.roll(jnp.arange(B), 1), jnp.where(jnp.arange(2) == place, 0.3, 1.0)
+    mixing = lambda x: 0.3 * x + 0.7 * x[partner]
+    seen = []
+
+    def draw(key, batch_size, *, alpha: Strength):
+        seen.append((batch_size, float(alpha)))
+        return lams, jnp.float32(0.3), partner
+
+    def apply(params, state, images, *, key, hooks, training):
+        features = jax.nn.relu(hooks.mix(0, images).reshape(len(images), -1) @ params["l0"]["kernel"])
+        logits = hooks.mix(2, hooks.mix(1, features)) @ params["l1"]["kernel"]  # place 2 is none of the candidates
+        return rj.Outputs(logits, features, state)
+
+    recipe = rj.Recipe(layers=rj.Hooks(manifold=functools.partial(draw, alpha=lambda step: 2.0 + step)))
+    train = rj.make_train_step(recipe, apply, num_classes=K)
+    _, metrics = train.step(train.init(KEY, PARAMS, STATE), BATCH)
+    images = BATCH["image"].reshape(B, -1)
+    features = jax.nn.relu((mixing(images) if place == 0 else images) @ PARAMS["l0"]["kernel"])
+    logits = (mixing(features) if place == 1 else features) @ PARAMS["l1"]["kernel"]
+    want = optax.softmax_cross_entropy(logits, mixing(jax.nn.one_hot(BATCH["label"], K))).mean()
+    assert float(metrics["loss"]) == pytest.approx(float(want), rel=1e-6)
+    assert seen == [(B, 2.0)]
 
 
 def test_groups_of_the_batch_average_their_statistics_and_refuse_memories():

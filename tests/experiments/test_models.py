@@ -43,6 +43,7 @@ class Model:
         self.eval = jax.jit(lambda state: apply(state, IMAGES, key=None, hooks=rj.Hooks(), training=False))
         self.hooked_eval = lambda: apply(self.state, IMAGES, key=None, hooks=HOOKS, training=False)
         train = lambda key, hooks: apply(self.state, IMAGES, key=key, hooks=hooks, training=True)
+        self.apply = lambda hooks, training: apply(self.state, IMAGES, key=jax.random.key(0), hooks=hooks, training=training)
         self._train = jax.jit(lambda seed, *rates: train(jax.random.key(seed), rj.Hooks(*rates)))
         self.hooked_train = jax.jit(lambda seed: train(jax.random.key(seed), HOOKS))
 
@@ -85,6 +86,22 @@ def test_feature_and_head_hooks_act_in_training_and_not_in_evaluation(name):
     np.testing.assert_allclose(hooked.logits, np.stack([logits, -logits]), rtol=1e-4, atol=1e-5)
     if name == "mlp":
         np.testing.assert_allclose(run.hooked_eval().logits, run.eval(run.state).logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_noise_and_mixing_hooks_act_in_training(name):
+    run = model(name)
+    doubled = lambda key, x: 2 * x
+    places = []
+    swap = lambda place, x: places.append((place, x.shape[0])) or (x[::-1] if place == 0 else x)
+    apply = jax.jit(lambda hooks, training: run.apply(hooks, training), static_argnums=(0, 1))
+    noisy = apply(rj.Hooks(noise=doubled), True)
+    assert np.abs(noisy.features - run.train(0).features).max() > 1e-3
+    np.testing.assert_allclose(apply(rj.Hooks(noise=doubled), False).logits, run.eval(run.state).logits, rtol=1e-5, atol=1e-6)
+    swapped = apply(rj.Hooks(mix=swap), True)
+    np.testing.assert_allclose(swapped.logits, run.train(0).logits[::-1], rtol=1e-4, atol=1e-5)
+    blocks = {"mlp": 2, "resnet": 3, "vit": 2}[name]
+    assert places == [(place, 6) for place in range(blocks + 1)]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
