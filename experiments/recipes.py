@@ -56,6 +56,16 @@ def sgd(s: Setting, learning_rate: Any = None) -> optax.GradientTransformation:
     return optax.sgd(s.learning_rate if learning_rate is None else learning_rate, momentum=0.9)
 
 
+def early(s: Setting, rate: float, until: float) -> Callable[[Any], Any]:
+    """A rate that fades to nothing over the first part of the run."""
+    return rj.schedules.early_dropout(rate, cutoff_steps=max(int(until * s.total_steps), 1))
+
+
+def late(s: Setting, rate: float, start: float) -> Callable[[Any], Any]:
+    """A rate that starts after the first part of the run."""
+    return rj.schedules.late_dropout(rate, cutoff_steps=int(start * s.total_steps))
+
+
 def on_unit_range(transform: Callable[..., Any]) -> Callable[..., Any]:
     """A transform of pixels in [0, 1] for normalised images, which the least and greatest value of their batch bring there."""
 
@@ -183,15 +193,13 @@ def dropout(s: Setting, rate: float = 0.6) -> rj.Recipe:
 @named
 def early_dropout(s: Setting, rate: float = 0.6, until: float = 1.0) -> rj.Recipe:
     """Dropout that fades to nothing over the first part of training."""
-    schedule = rj.schedules.early_dropout(rate, cutoff_steps=max(int(until * s.total_steps), 1))
-    return rj.Recipe(layers=rj.Hooks(dropout=schedule), optimizer=sgd(s))
+    return rj.Recipe(layers=rj.Hooks(dropout=early(s, rate, until)), optimizer=sgd(s))
 
 
 @named
 def late_dropout(s: Setting, rate: float = 0.6, start: float = 0.05) -> rj.Recipe:
     """Dropout that starts after the first part of training."""
-    schedule = rj.schedules.late_dropout(rate, cutoff_steps=int(start * s.total_steps))
-    return rj.Recipe(layers=rj.Hooks(dropout=schedule), optimizer=sgd(s))
+    return rj.Recipe(layers=rj.Hooks(dropout=late(s, rate, start)), optimizer=sgd(s))
 
 
 @named
@@ -210,15 +218,13 @@ def drop_path(s: Setting, rate: float = 0.8) -> rj.Recipe:
 @named
 def early_drop_path(s: Setting, rate: float = 0.8, until: float = 0.5) -> rj.Recipe:
     """Stochastic depth that fades to nothing over the first part of training."""
-    schedule = rj.schedules.early_dropout(rate, cutoff_steps=max(int(until * s.total_steps), 1))
-    return rj.Recipe(layers=rj.Hooks(drop_path=schedule), optimizer=sgd(s))
+    return rj.Recipe(layers=rj.Hooks(drop_path=early(s, rate, until)), optimizer=sgd(s))
 
 
 @named
 def late_drop_path(s: Setting, rate: float = 0.8, start: float = 0.05) -> rj.Recipe:
     """Stochastic depth that starts after the first part of training."""
-    schedule = rj.schedules.late_dropout(rate, cutoff_steps=int(start * s.total_steps))
-    return rj.Recipe(layers=rj.Hooks(drop_path=schedule), optimizer=sgd(s))
+    return rj.Recipe(layers=rj.Hooks(drop_path=late(s, rate, start)), optimizer=sgd(s))
 
 
 @named
