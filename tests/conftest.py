@@ -27,5 +27,5 @@ def bounded_memory():
     """Forgets compiled programs now and then: thousands of them would fill the memory."""
     yield
     bounded_memory.tests = getattr(bounded_memory, "tests", 0) + 1
-    if bounded_memory.tests % 200 == 0:
+    if bounded_memory.tests % 300 == 0:
         jax.clear_caches()

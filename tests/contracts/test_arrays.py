@@ -5,7 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.contracts.running import arrays, assert_close, assert_finite, assert_same, is_float, leaves, variant, weighted_sum
+from tests.contracts.running import (
+    arrays,
+    assert_close,
+    assert_finite,
+    assert_same,
+    compiled,
+    is_float,
+    leaves,
+    variant,
+    weighted_sum,
+)
 from tests.contracts.table import EXAMPLES
 
 KEYS = [jax.random.key(seed) for seed in range(3)]
@@ -17,32 +27,32 @@ def test_compiled_is_eager_with_one_trace_and_keys_are_disciplined(example):
     traces = []
 
     @jax.jit
-    def compiled(key, values):
+    def traced(key, values):
         traces.append(1)
         return example.call(key, **values)
 
     values = arrays(example)
-    first = compiled(KEYS[0], values)
+    first = traced(KEYS[0], values)
     assert_close(first, example.call(KEYS[0], **values), example.tolerance, "compiled and eager differ")
     outputs = jax.tree.leaves(jax.eval_shape(example.call, KEYS[0], **values))
     assert not any(leaf.weak_type for leaf in outputs if is_float(leaf)), "a weakly typed output makes a next step trace again"
-    assert_same(compiled(KEYS[0], values), first, "the same key gave two results")
-    others = [compiled(key, values) for key in KEYS[1:]]
+    assert_same(traced(KEYS[0], values), first, "the same key gave two results")
+    others = [traced(key, values) for key in KEYS[1:]]
     if example.random:
         pairs = [(a, b) for other in others for a, b in zip(leaves(first), leaves(other), strict=True)]
         assert any(not np.array_equal(a, b) for a, b in pairs), "other keys gave the same result"
     else:
         assert_same(others[0], first, "a technique without randomness depends on the key")
-    compiled(KEYS[0], variant(example, 1))
+    traced(KEYS[0], variant(example, 1))
     assert len(traces) == 1, "a call with other values traced again"
 
     if example.rows and example.result != "other":
         order = np.random.default_rng(0).permutation(8)
         turned = {n: jax.tree.map(lambda x: x[order], v) if n in example.rows else v for n, v in values.items()}
         want = jax.tree.map(lambda x: x[order], first) if example.result == "rows" else first
-        assert_close(compiled(KEYS[0], turned), want, example.tolerance, "the law under a permutation of the batch fails")
+        assert_close(traced(KEYS[0], turned), want, example.tolerance, "the law under a permutation of the batch fails")
     for replacements in example.singular:
-        out = compiled(KEYS[0], arrays(example, replacements=replacements))
+        out = traced(KEYS[0], arrays(example, replacements=replacements))
         assert_finite(out, f"singular value {list(replacements)}")
 
 
@@ -59,7 +69,8 @@ def test_batched_scanned_and_rematerialised_equal_the_loop(example):
         return jax.vmap(one)(keys, stacked), scanned
 
     batched, scanned = mapped(keys, stacked)
-    loop = [example.call(key, **values) for key, values in zip(keys, problems, strict=True)]
+    one = compiled(example)
+    loop = [one(key, values) for key, values in zip(keys, problems, strict=True)]
     want = jax.tree.map(lambda *xs: jnp.stack(xs), *loop)
     assert_close(scanned, want, example.tolerance, "scan and the loop differ")
     assert_close(batched, want, example.tolerance, "vmap and the loop differ")
@@ -79,8 +90,8 @@ def test_low_precision_in_declared_dtype_out(example):
     low = arrays(example, jnp.bfloat16)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32) if is_float(x) else x, low)
     allowed = max(example.tolerance, 1e-5 if example.dtype == "float32" else 2.0**-6)
-    got, want = example.call(KEYS[0], **low), example.call(KEYS[0], **wide)
-    assert_close(got, want, allowed, "bfloat16 is not accumulated in float32")
+    one = compiled(example)
+    assert_close(one(KEYS[0], low), one(KEYS[0], wide), allowed, "bfloat16 is not accumulated in float32")
 
 
 DIFFERENTIABLE = [e for e in EXAMPLES if e.wrt or e.frozen]
