@@ -37,7 +37,7 @@ def test_transforms_read_and_write_the_batch_once(name):
     images, labels = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((shape[0], 10), jnp.float32)
     counted = timing.cost(inputs.COPIES[name], jax.random.key(0), images, labels)
     batch = 4 * shape[0] * shape[1] * shape[2] * shape[3]
-    assert 2 * batch < counted["bytes"] < 2.2 * batch and counted["temporary"] < 0.02 * batch
+    assert 2 * batch < counted["bytes"] < 2.2 * batch and counted["temporary"] < 0.05 * batch
 
 
 def test_bounds_say_by_how_much_they_are_missed():
