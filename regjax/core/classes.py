@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from regjax.core import checks
+from regjax.core import checks, sharding
 from regjax.core.types import Array
 
 
@@ -63,14 +63,46 @@ def log_softmax(logits: Array, where: Array | None = None) -> Array:
 
 
 def pick(values: Array, ids: Array) -> Array:
-    """``values[..., ids]`` on the last axis; an id outside [0, K) gives NaN, so that a wrong label is seen.
+    """``values[..., ids]`` on the last axis; an id outside [0, K) gives NaN, so that a wrong label is seen."""
+    known = (ids >= 0) & (ids < values.shape[-1])
+    return jnp.where(known, _at(values, jnp.where(known, ids, 0)), jnp.nan)
 
-    A compare and a sum rather than a gather: both directions fuse, and the class axis may be sharded.
-    """
-    num_classes = values.shape[-1]
+
+@jax.custom_jvp
+def _at(values: Array, ids: Array) -> Array:
+    if sharding.explicit_sharding(values) is not None:
+        return _sum_at(values, ids)  # a gather would have to be told how its classes are sharded
+    return jnp.take_along_axis(values, ids[..., None], axis=-1)[..., 0]
+
+
+@_at.defjvp
+def _at_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    # The derivative as a compare and a sum: its transpose fuses with what else flows to the values, where a scatter would
+    # first write them all.
+    values, ids = primals
+    return _at(values, ids), _sum_at(tangents[0], ids)
+
+
+def _sum_at(values: Array, ids: Array) -> Array:
     here = jax.lax.broadcasted_iota(ids.dtype, values.shape, values.ndim - 1) == ids[..., None]
-    chosen = jnp.sum(jnp.where(here, values, 0), axis=-1)
-    return jnp.where((ids >= 0) & (ids < num_classes), chosen, jnp.nan)
+    return jnp.sum(jnp.where(here, values, 0), axis=-1)
+
+
+@jax.custom_jvp
+def top(values: Array) -> Array:
+    """The largest on the last axis; equal ones share the gradient evenly, as with `jnp.max`, in fewer passes."""
+    return jnp.max(values, axis=-1)
+
+
+@top.defjvp
+def _top_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (values,) = primals
+    largest = top(values)
+    # Counted by arithmetic alone, from a maximum that nothing else reads: so the count fuses into one reduction on the CPU,
+    # where a comparison would be written out first. A difference of infinities is no tie that has a gradient.
+    apart = jnp.sign(jax.lax.optimization_barrier(largest)[..., None] - values)
+    count = jax.lax.stop_gradient(values.shape[-1] - jnp.sum(apart, axis=-1))
+    return largest, jnp.sum(jnp.where(values == largest[..., None], tangents[0], 0), axis=-1) / count
 
 
 def expected_under(values: Array, labels: Array, is_ids: bool) -> Array:
@@ -110,8 +142,21 @@ def normalise(logits: Array, where: Array | None = None) -> Normalised:
     kept = logits if where is None else jnp.where(where, logits, -jnp.inf)
     top = jax.lax.stop_gradient(jnp.max(kept, axis=-1, keepdims=True))
     shifted = kept - jnp.where(jnp.isfinite(top), top, 0)
-    total = jnp.sum(jnp.exp(shifted), axis=-1)
-    return Normalised(shifted, jnp.log(jnp.where(total > 0, total, 1)))
+    return Normalised(shifted, _log_sum_exp(shifted))
+
+
+@jax.custom_jvp
+def _log_sum_exp(values: Array) -> Array:
+    total = jnp.sum(jnp.exp(values), axis=-1)
+    return jnp.log(jnp.where(total > 0, total, 1))
+
+
+@_log_sum_exp.defjvp
+def _log_sum_exp_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    # The probabilities anew from the values: their exponentials, kept for the backward pass, would be written and read.
+    (values,) = primals
+    log_total = _log_sum_exp(values)
+    return log_total, jnp.sum(jnp.exp(values - log_total[..., None]) * tangents[0], axis=-1)
 
 
 def cross_entropy(x: ClassInputs, parts: Normalised | None = None) -> Array:

@@ -150,6 +150,7 @@ def maxsup(logits: Any, labels: Any, *, weight: Strength = 0.1, axis: int = -1, 
 
 def _max_minus_mean(x: classes.ClassInputs) -> Array:
     if x.where is None:
-        return jnp.max(x.logits, axis=-1) - jnp.mean(x.logits, axis=-1)
-    top = jnp.max(jnp.where(x.where, x.logits, -jnp.inf), axis=-1)
-    return jnp.where(jnp.any(x.where, axis=-1), top, 0) - classes.class_mean(x.logits, x.where)
+        return classes.top(x.logits) - jnp.mean(x.logits, axis=-1)
+    some = jnp.any(x.where, axis=-1)
+    top = classes.top(jnp.where(x.where | ~some[..., None], x.logits, -jnp.inf))
+    return jnp.where(some, top, 0) - classes.class_mean(x.logits, x.where)

@@ -64,3 +64,29 @@ def test_class_axis_and_dtypes(axis):
 def test_class_mean_over_those_that_exist():
     where = jnp.array([[True, False, True], [False, False, False]])
     np.testing.assert_allclose(classes.class_mean(jnp.array([[1.0, 9.0, 3.0], [1.0, 2.0, 3.0]]), where), [2.0, 0.0])
+
+
+def test_top_shares_its_gradient_among_ties_and_has_second_derivatives():
+    x = jnp.asarray([[1.0, 3.0, 3.0, -jnp.inf], [0.0, 0.0, 0.0, 0.0], [1e4, -1e4, 0.0, 2.0]])
+    value, gradient = jax.value_and_grad(lambda x: classes.top(x).sum())(x)
+    assert float(value) == 3 + 1e4
+    np.testing.assert_array_equal(gradient, [[0, 0.5, 0.5, 0], [0.25] * 4, [1, 0, 0, 0]])
+    twice = jax.hessian(lambda x: classes.top(x) ** 2)(x[0, :3])
+    np.testing.assert_array_equal(twice, [[0, 0, 0], [0, 0.5, 0.5], [0, 0.5, 0.5]])
+
+
+def test_classes_may_be_sharded():
+    z, y = RNG.normal(size=(8, 16)).astype(np.float32), np.arange(8) * 2 % 16
+
+    def loss(z, y):
+        x = classes.class_inputs("f", z, y)
+        return (classes.cross_entropy(x) + classes.top(x.logits)).sum()
+
+    want = jax.value_and_grad(loss)(z, y)
+    for kind in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):
+        mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(z, jax.NamedSharding(mesh, jax.P("data", "model")))
+            ids = jax.device_put(y, jax.NamedSharding(mesh, jax.P("data")))
+            got = jax.jit(jax.value_and_grad(loss))(placed, ids)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
