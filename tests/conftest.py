@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for every test, and float64 where a test asks for it."""
 
 import os
+import resource
 
 # Tests compile far more than they run: less optimisation, and a thread for each of the two test processes.
 _FLAGS = (
@@ -22,10 +23,21 @@ def x64():
         yield
 
 
+_MOST_MEMORY = 5 * 2**30
+
+
 @pytest.fixture(autouse=True)
 def bounded_memory():
-    """Forgets compiled programs now and then: thousands of them would fill the memory."""
+    """Forgets compiled programs when they fill the memory: tests share many small ones, so it must not happen often."""
     yield
     bounded_memory.tests = getattr(bounded_memory, "tests", 0) + 1
-    if bounded_memory.tests % 300 == 0:
+    if bounded_memory.tests % 25 == 0 and _resident_bytes() > _MOST_MEMORY:
         jax.clear_caches()
+
+
+def _resident_bytes() -> int:
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:  # not Linux: the peak, so that from then on the programs are forgotten often
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

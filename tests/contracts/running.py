@@ -22,19 +22,38 @@ def cast(tree, dtype):
 
 
 KEY = jax.random.key(0)
-_ON_ONE_DEVICE: dict[int, object] = {}
 
 
-def compiled(example: Example):
-    """The technique as one program: called by itself, each of its operations would compile alone, which takes far longer."""
-    return jax.jit(lambda key, values: example.call(key, **values))
+class Compiled:
+    """A technique as one program, and how often it was traced."""
+
+    def __init__(self, example: Example) -> None:
+        self.traces = 0
+        self._call = jax.jit(self._traced)
+        self._example = example
+        self._on_one_device: object = None
+
+    def _traced(self, key, values):
+        self.traces += 1
+        return self._example.call(key, **values)
+
+    def __call__(self, key, values):
+        return self._call(key, values)
+
+    @property
+    def on_one_device(self):
+        """The result that others are compared with; a test of its own holds it equal to that without jit."""
+        if self._on_one_device is None:
+            self._on_one_device = self(KEY, arrays(self._example))
+        return self._on_one_device
 
 
-def on_one_device(example: Example):
-    """The result that others are compared with, computed once; a test of its own holds it equal to that without jit."""
-    if id(example) not in _ON_ONE_DEVICE:
-        _ON_ONE_DEVICE[id(example)] = compiled(example)(KEY, arrays(example))
-    return _ON_ONE_DEVICE[id(example)]
+_COMPILED: dict[int, Compiled] = {}
+
+
+def compiled(example: Example) -> Compiled:
+    """The one program of an example that its tests share: compiling takes far longer than running."""
+    return _COMPILED.setdefault(id(example), Compiled(example))
 
 
 def leaves(tree) -> list[np.ndarray]:

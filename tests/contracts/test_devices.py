@@ -6,7 +6,7 @@ import jax
 import pytest
 from jax.sharding import AxisType
 
-from tests.contracts.running import KEY, arrays, assert_close, compiled, on_one_device
+from tests.contracts.running import KEY, arrays, assert_close, compiled
 from tests.contracts.table import EXAMPLES
 
 MESHES = {kind: jax.make_mesh((8,), ("data",), axis_types=(getattr(AxisType, kind),)) for kind in ("Auto", "Explicit")}
@@ -30,9 +30,9 @@ def place(example, values, mesh):
 @pytest.mark.parametrize("example", SHARDED, ids=lambda e: e.name)
 def test_sharded_over_a_mesh_equals_one_device(example, kind):
     values = arrays(example)
-    want = on_one_device(example)
+    want = compiled(example).on_one_device
     with jax.set_mesh(MESHES[kind]):
-        got = compiled(example)(KEY, place(example, values, MESHES[kind]))
+        got = jax.jit(lambda key, values: example.call(key, **values))(KEY, place(example, values, MESHES[kind]))
     assert_close(got, want, example.tolerance, f"{kind} mesh and one device differ")
     if example.result == "rows" and kind == "Explicit":
         assert all(leaf.sharding.spec[0] == "data" for leaf in jax.tree.leaves(got)), "the result lost the batch's sharding"
@@ -44,7 +44,7 @@ ROWWISE = [e for e in EXAMPLES if e.mapped is not None or (e.rows and e.result =
 @pytest.mark.parametrize("example", ROWWISE, ids=lambda e: e.name)
 def test_shard_map_and_pmap_equal_one_device(example):
     values = arrays(example)
-    want = on_one_device(example)
+    want = compiled(example).on_one_device
     fn = functools.partial(example.mapped, "data") if example.mapped else example.call
     out = jax.P("data") if example.result == "rows" else jax.P()
     specs = {n: jax.P("data") if n in example.rows else jax.P() for n in values}
