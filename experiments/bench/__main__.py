@@ -19,7 +19,8 @@ class BenchConfig:
 
     Attributes:
       suite: the techniques of which stage.
-      shapes: batches: ``32`` is [256, 32, 32, 3], ``224`` [64, 224, 224, 3], ``tiny`` [8, 16, 16, 3].
+      shapes: names of batches, by default those of the suite: for inputs ``32`` is [256, 32, 32, 3], ``224`` [64, 224, 224, 3],
+        ``tiny`` [8, 16, 16, 3]; for losses ``1k`` is [8192, 1000], ``32k`` [4096, 32000], ``tiny`` [16, 8].
       threads: cores that every library may use; 0 for all.
       turns: how often every subject runs, in turns.
       seconds: the least time of a subject in a turn.
@@ -27,8 +28,8 @@ class BenchConfig:
       json: prints the results as JSON in place of the tables.
     """
 
-    suite: Literal["inputs"] = "inputs"
-    shapes: tuple[Literal["32", "224", "tiny"], ...] = ("32", "224")
+    suite: Literal["inputs", "losses"] = "inputs"
+    shapes: tuple[str, ...] = ()
     threads: int = 1
     turns: int = 15
     seconds: float = 0.05
@@ -37,8 +38,8 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         """Refuses settings that cannot run."""
-        if self.turns < 1 or self.threads < 0 or not self.seconds > 0 or not self.shapes:
-            raise ValueError("BenchConfig: turns must be at least 1, threads at least 0, seconds above 0, and shapes not empty")
+        if self.turns < 1 or self.threads < 0 or not self.seconds > 0:
+            raise ValueError("BenchConfig: turns must be at least 1, threads at least 0, and seconds above 0")
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
@@ -47,7 +48,11 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     results_module = importlib.import_module("experiments.bench.results")
     described = machine.describe(config.threads)
     panels = []
-    for shape in config.shapes:
+    shapes = config.shapes or suite.DEFAULT
+    unknown = set(shapes) - set(suite.SHAPES)
+    if unknown:
+        raise ValueError(f"BenchConfig.shapes must be among {', '.join(suite.SHAPES)}, got {', '.join(sorted(unknown))}")
+    for shape in shapes:
         for panel in suite.panels(suite.SHAPES[shape], config.threads):
             print(f"{panel.title} ...", file=sys.stderr)
             panels.append(results_module.measure(panel, turns=config.turns, seconds=config.seconds))
@@ -64,7 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     config = tyro.cli(BenchConfig, args=arguments, prog="python -m experiments.bench")
     machine.limit_threads(config.threads)
-    results = bench(config)
+    try:
+        results = bench(config)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     markdown = importlib.import_module("experiments.bench.results").markdown
     print(json.dumps(results) if config.json else markdown(results))
     return 0

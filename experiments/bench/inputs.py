@@ -14,6 +14,7 @@ from experiments.bench.results import Bound, Panel
 from experiments.bench.timing import Subject, cost
 
 SHAPES = {"32": (256, 32, 32, 3), "224": (64, 224, 224, 3), "tiny": (8, 16, 16, 3)}
+DEFAULT = ("32", "224")
 NUM_CLASSES = 10
 
 COPIES = {

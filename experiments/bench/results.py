@@ -2,17 +2,18 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from experiments.bench.timing import Subject, alternate, ratio
 
 
 class Bound(NamedTuple):
-    """A promise: the time of one subject is at most so many times that of another."""
+    """A promise: the time of one subject, or the bytes that XLA counts for it, is at most so many times that of another."""
 
     subject: str
     against: str
     at_most: float
+    quantity: Literal["time", "bytes"] = "time"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,10 @@ def measure(panel: Panel, *, turns: int, seconds: float) -> dict[str, Any]:
     }
     bounds = []
     for bound in panel.bounds:
-        middle, low, high = ratio(times[bound.subject], times[bound.against])
+        if bound.quantity == "time":
+            middle, low, high = ratio(times[bound.subject], times[bound.against])
+        else:
+            middle = low = high = subjects[bound.subject]["cost"]["bytes"] / subjects[bound.against]["cost"]["bytes"]
         bounds.append({**bound._asdict(), "ratio": middle, "low": low, "high": high, "holds": middle <= bound.at_most})
     return {"title": panel.title, "subjects": subjects, "bounds": bounds}
 
@@ -50,11 +54,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     for panel in results["panels"]:
         lines += ["", f"**{panel['title']}**", ""]
         if panel["bounds"]:
-            rows = [
-                (b["subject"], b["against"], f"{b['ratio']:.2f} ({b['low']:.2f} to {b['high']:.2f})", *_verdict(b))
-                for b in panel["bounds"]
-            ]
-            lines += [*_table(("transform", "against", "time, ratio (quartiles)", "at most", ""), rows), ""]
+            rows = [(b["subject"], b["against"], b.get("quantity", "time"), _spread(b), *_verdict(b)) for b in panel["bounds"]]
+            lines += [*_table(("subject", "against", "of", "ratio (quartiles)", "at most", ""), rows), ""]
         rows = []
         for name, subject in panel["subjects"].items():
             counted = subject["cost"]
@@ -63,6 +64,11 @@ def markdown(results: Mapping[str, Any]) -> str:
             rows.append((name, f"{subject['best_ms']:.2f}", f"{subject['median_ms']:.2f}", megabytes, temporary))
         lines += _table(("", "best ms", "median ms", "XLA: MB accessed", "MB temporary"), rows)
     return "\n".join(lines)
+
+
+def _spread(bound: Mapping[str, Any]) -> str:
+    exact = bound["low"] == bound["high"]
+    return f"{bound['ratio']:.2f}" + ("" if exact else f" ({bound['low']:.2f} to {bound['high']:.2f})")
 
 
 def _verdict(bound: Mapping[str, Any]) -> tuple[str, str]:

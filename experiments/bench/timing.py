@@ -55,11 +55,11 @@ def ratio(times: Sequence[float], reference: Sequence[float]) -> tuple[float, fl
     return float(middle), float(low), float(high)
 
 
-def cost(fn: Callable[..., Any], *args: Any) -> dict[str, float]:
+def cost(fn: Callable[..., Any], *args: Any, donate_argnums: int | tuple[int, ...] = ()) -> dict[str, float]:
     """FLOPs, bytes accessed and temporary bytes of a function as XLA compiles it; the same on every run."""
     import jax
 
-    compiled = jax.jit(fn).lower(*args).compile()
+    compiled = jax.jit(fn, donate_argnums=donate_argnums).lower(*args).compile()
     counted, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     return {
         "flops": float(counted.get("flops", 0.0)),

@@ -1,14 +1,60 @@
-"""Calibration: does a confidence of 0.8 mean 80% right? Expected calibration error, proper scores, temperature."""
+"""Calibration: does a confidence of 0.8 mean 80% right? Calibration errors, reliability diagrams, proper scores."""
 
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from regjax.core import checks, classes
+from regjax.core import checks, classes, sharding
 from regjax.core.types import Array
 from regjax.diagnostics import _examples
+
+
+class ReliabilityBins(NamedTuple):
+    """A reliability diagram, ``[M]`` each: mean confidence, accuracy and share of the examples of every bin."""
+
+    confidence: Array
+    accuracy: Array
+    weight: Array
+
+
+def reliability_bins(confidences: Any, correct: Any, *, num_bins: int = 15, where: Any = None) -> ReliabilityBins:
+    r"""The reliability diagram: mean confidence and accuracy in bins of equal width.
+
+    Formula:
+      .. math:: confidence_b = \frac{1}{n_b} \sum_{i \in b} c_i, \quad accuracy_b = \frac{1}{n_b} \sum_{i \in b} correct_i,
+        \quad weight_b = \frac{n_b}{N}
+
+      over the bins :math:`((b-1)/M, b/M]` of [0, 1]; confidence 0 belongs to the first. An empty bin is 0 throughout.
+
+    Args:
+      confidences: float ``[N]`` in [0, 1], the probability of the predicted class.
+      correct: ``[N]``, whether the prediction is right: booleans, or numbers 0 and 1.
+      num_bins: M, at least 1, default 15.
+      where: boolean ``[N]``: which examples count; default all.
+
+    Returns:
+      ``ReliabilityBins(confidence [M], accuracy [M], weight [M])`` in float32 or better; the weights sum to 1, or to 0 if no
+      example counts.
+
+    Raises:
+      ValueError: if a shape or dtype does not fit or ``num_bins`` is below 1.
+
+    Cost:
+      O(N M) compares and sums; no sort, and examples may be sharded over devices.
+
+    Example:
+      >>> import jax.numpy as jnp, regjax as rj
+      >>> confidences, correct = jnp.array([0.9, 0.8, 0.3]), jnp.array([True, False, True])
+      >>> bins = rj.diagnostics.reliability_bins(confidences, correct, num_bins=2)
+      >>> [[round(float(x), 4) for x in row] for row in bins]
+      [[0.3, 0.85], [1.0, 0.5], [0.3333, 0.6667]]
+
+    References:
+      Niculescu-Mizil and Caruana, Predicting Good Probabilities with Supervised Learning, 2005. Guo et al., On Calibration of
+      Modern Neural Networks, 2017, arXiv 1706.04599.
+    """
+    return _equal_width("diagnostics.reliability_bins", confidences, correct, num_bins, where)
 
 
 def expected_calibration_error(confidences: Any, correct: Any, *, num_bins: int = 15, where: Any = None) -> Array:
@@ -17,8 +63,8 @@ def expected_calibration_error(confidences: Any, correct: Any, *, num_bins: int 
     Formula:
       .. math:: \sum_b \frac{n_b}{N} \left\lvert \overline{confidence}_b - \overline{correct}_b \right\rvert
 
-      over the bins :math:`((b-1)/M, b/M]` of [0, 1]; an empty bin adds 0, and confidence 0 belongs to the first. The estimate
-      is biased upward for small N: compare only values of the same N and M.
+      over the bins of `reliability_bins`, :math:`((b-1)/M, b/M]` of [0, 1]; an empty bin adds 0. The estimate is biased upward
+      for small N: compare only values of the same N and M.
 
     Args:
       confidences: float ``[N]`` in [0, 1], the probability of the predicted class.
@@ -44,17 +90,129 @@ def expected_calibration_error(confidences: Any, correct: Any, *, num_bins: int 
     References:
       Guo et al., On Calibration of Modern Neural Networks, 2017, arXiv 1706.04599.
     """
-    name = "diagnostics.expected_calibration_error"
+    return _error(_equal_width("diagnostics.expected_calibration_error", confidences, correct, num_bins, where))
+
+
+def adaptive_calibration_error(confidences: Any, correct: Any, *, num_bins: int = 15, where: Any = None) -> Array:
+    r"""The mean distance between confidence and accuracy, over bins of equally many examples.
+
+    Formula:
+      .. math:: \sum_b \frac{n_b}{N} \left\lvert \overline{confidence}_b - \overline{correct}_b \right\rvert,
+        \quad b_i = floor(M n_i / N)
+
+      with :math:`n_i` the number of less confident examples. Of distinct confidences the bins hold N / M each, rounded up or down; equal ones share a bin, so that the order of the
+      examples does not matter. Where most confidences are near 1, the bins are narrow there.
+
+    Args:
+      confidences: float ``[N]`` in [0, 1], the probability of the predicted class.
+      correct: ``[N]``, whether the prediction is right: booleans, or numbers 0 and 1.
+      num_bins: M, at least 1, default 15.
+      where: boolean ``[N]``: which examples count; default all.
+
+    Returns:
+      A scalar in [0, 1], in float32 or better; 0 if no example counts.
+
+    Raises:
+      ValueError: if a shape or dtype does not fit or ``num_bins`` is below 1.
+
+    Cost:
+      A sort of N, and O(N M) compares and sums; examples sharded over devices are gathered on each of them.
+
+    Example:
+      >>> import jax.numpy as jnp, regjax as rj
+      >>> confidences, correct = jnp.array([0.9, 0.7, 0.6, 0.8]), jnp.array([True, False, True, True])
+      >>> round(float(rj.diagnostics.adaptive_calibration_error(confidences, correct, num_bins=2)), 4)
+      0.15
+
+    References:
+      Nguyen and O'Connor, Posterior Calibration and Exploratory Analysis for Natural Language Processing Models, 2015,
+      arXiv 1508.05154. Nixon et al., Measuring Calibration in Deep Learning, 2019, arXiv 1904.01685: their adaptive error runs
+      over the probabilities of every class; this is the common form for the predicted one.
+    """
+    name = "diagnostics.adaptive_calibration_error"
     confidences, correct = _examples.scored(name, "confidences", confidences, correct)
     num_bins = checks.integer(name, "num_bins", num_bins, low=1)
     where = _examples.counted(name, where, confidences.shape)
+    # Examples that do not count come last, whatever their confidence.
+    operands = (~where).astype(jnp.int8), confidences, correct
+    last, confidences, correct = jax.lax.sort([sharding.replicate(x) for x in operands], num_keys=2)
+    where, position = last == 0, jnp.arange(confidences.size)
+    first = jnp.where(confidences[1:] != confidences[:-1], position[1:], 0)
+    below = jnp.concatenate([position[:1], jax.lax.cummax(first)])  # how many are less confident: 0 until the first change
+    bins = below * num_bins // jnp.maximum(jnp.sum(where), 1)
+    return _error(_means(bins, confidences, correct, num_bins, where))
+
+
+def classwise_calibration_error(probs: Any, labels: Any, *, num_bins: int = 15, where: Any = None) -> Array:
+    r"""The calibration error of every class's probability, not of the top one alone; the static calibration error.
+
+    Formula:
+      .. math:: \frac{1}{K} \sum_k \sum_b \frac{n_{bk}}{N} \left\lvert \overline{p_k}_b - \overline{[y = k]}_b \right\rvert
+
+      over the bins :math:`((b-1)/M, b/M]` of each class's probabilities: the mean of `expected_calibration_error` over the K
+      problems of one class against the rest.
+
+    Args:
+      probs: float ``[N, K]`` in [0, 1], the predicted probabilities.
+      labels: integer class ids ``[N]``; an id outside [0, K) among the counted examples makes the result NaN.
+      num_bins: M, at least 1, default 15.
+      where: boolean ``[N]``: which examples count; default all.
+
+    Returns:
+      A scalar in [0, 1], in float32 or better; 0 if no example counts. With many classes most probabilities are near 0, and
+      so is the result.
+
+    Raises:
+      ValueError: if a shape or dtype does not fit or ``num_bins`` is below 1.
+
+    Cost:
+      O(N K M) compares and sums; no sort, and examples may be sharded over devices.
+
+    Example:
+      >>> import jax.numpy as jnp, regjax as rj
+      >>> probs, labels = jnp.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]), jnp.array([0, 1, 1])
+      >>> round(float(rj.diagnostics.classwise_calibration_error(probs, labels, num_bins=2)), 4)
+      0.3333
+
+    References:
+      Nixon et al., Measuring Calibration in Deep Learning, 2019, arXiv 1904.01685. Kull et al., Beyond Temperature Scaling:
+      Obtaining Well-Calibrated Multiclass Probabilities with Dirichlet Calibration, 2019, arXiv 1910.12656.
+    """
+    name = "diagnostics.classwise_calibration_error"
+    probs = checks.floating(name, "probs", probs, ndim=2)
+    labels = checks.integers(name, "labels", labels, shape=probs.shape[:1])
+    checks.integer(name, "num_bins", num_bins, low=1)
+    where = _examples.counted(name, where, labels.shape)
+    num_classes = probs.shape[1]
+    known = jnp.all(~where | ((labels >= 0) & (labels < num_classes)))
+    one = lambda xs: _error(_equal_width(name, xs[0], labels == xs[1], num_bins, where))
+    # One class after the other: all at once would hold the bins of every probability.
+    errors = jax.lax.map(one, (probs.T, jnp.arange(num_classes)))
+    return jnp.where(known, jnp.mean(errors), jnp.nan)
+
+
+def _equal_width(function: str, confidences: Any, correct: Any, num_bins: int, where: Any) -> ReliabilityBins:
+    """Checked arguments into bins of equal width."""
+    confidences, correct = _examples.scored(function, "confidences", confidences, correct)
+    num_bins = checks.integer(function, "num_bins", num_bins, low=1)
+    where = _examples.counted(function, where, confidences.shape)
     # Only the inner edges: rounding above 1 or below 0 leaves no example without a bin.
     edges = jnp.asarray([b / num_bins for b in range(1, num_bins)], confidences.dtype)
-    bins = jnp.sum(confidences[:, None] > edges, axis=1)
+    return _means(jnp.sum(confidences[:, None] > edges, axis=1), confidences, correct, num_bins, where)
+
+
+def _means(bins: Array, confidences: Array, correct: Array, num_bins: int, where: Array) -> ReliabilityBins:
+    """The diagram, from the bin of each example."""
     member = (bins[:, None] == jnp.arange(num_bins)) & where[:, None]
-    # |sum of confidences - sum of hits| is n_b times the distance of the means: no division by an empty bin.
-    gaps = jnp.sum(jnp.where(member, (confidences - correct)[:, None], 0), axis=0)
-    return jnp.sum(jnp.abs(gaps)) / jnp.maximum(jnp.sum(where), 1).astype(gaps.dtype)
+    count = jnp.sum(member, axis=0, dtype=confidences.dtype)
+    mean = lambda x: jnp.sum(jnp.where(member, x[:, None], 0), axis=0) / jnp.maximum(count, 1)
+    total = jnp.maximum(jnp.sum(where), 1).astype(count.dtype)
+    return ReliabilityBins(mean(confidences), mean(correct), count / total)
+
+
+def _error(bins: ReliabilityBins) -> Array:
+    """The mean distance of a diagram from its diagonal."""
+    return jnp.sum(bins.weight * jnp.abs(bins.confidence - bins.accuracy))
 
 
 def brier_score(logits: Any, labels: Any, *, axis: int = -1, where: Any = None) -> Array:
@@ -132,83 +290,3 @@ def negative_log_likelihood(logits: Any, labels: Any, *, axis: int = -1, where: 
     return classes.cross_entropy(
         classes.class_inputs("diagnostics.negative_log_likelihood", logits, labels, axis=axis, where=where)
     )
-
-
-_LOW, _HIGH, _START, _MOST_STEPS = math.log(1e-2), math.log(1e2), math.log(1.5), 60
-
-
-def fit_temperature(logits: Any, labels: Any, *, where: Any = None) -> Array:
-    r"""The temperature at which held-out logits are best calibrated, without changing any prediction.
-
-    Formula:
-      .. math:: \arg\min_{T \in [0.01, 100]} \frac{1}{N} \sum_i CE(z_i / T, y_i)
-
-      At the minimum the mean logit of the labels equals the mean logit under the prediction,
-      :math:`\sum_i z_{i, y_i} = \sum_i \sum_k softmax(z_i / T)_k z_{ik}`. The loss is convex in 1/T, and Newton steps on
-      :math:`\log T` inside a shrinking bracket find it. Logits that separate all labels give 0.01; logits that say
-      nothing, and no examples at all, give 1.
-
-    Args:
-      logits: float ``[N, K]`` of held-out examples; ``-inf`` for classes that do not exist.
-      labels: integer class ids ``[N]``.
-      where: boolean ``[N]``: which examples count; default all.
-
-    Returns:
-      T, a scalar in float32 or better: divide the logits by it. No gradient flows to the logits. An id outside [0, K) among
-      the counted examples gives NaN.
-
-    Raises:
-      ValueError: if a shape or dtype does not fit.
-
-    Cost:
-      About 10 passes over the logits, about 30 where the result is 0.01 or 100, at most 60; examples may be sharded over
-      devices.
-
-    Example:
-      >>> import jax.numpy as jnp, regjax as rj
-      >>> logits, labels = jnp.array([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [4.0, 0.0]]), jnp.array([0, 0, 0, 1])
-      >>> round(float(rj.diagnostics.fit_temperature(logits, labels)), 4)
-      3.641
-
-    References:
-      Guo et al., On Calibration of Modern Neural Networks, 2017, arXiv 1706.04599. The authors minimise by L-BFGS from 1.5;
-      the minimum is the same.
-    """
-    name = "diagnostics.fit_temperature"
-    checks.integers(name, "labels", labels)
-    x = classes.class_inputs(name, checks.floating(name, "logits", logits, ndim=2), labels)
-    where = checks.example_mask(name, "where", where, x.labels.shape)
-    logits = jax.lax.stop_gradient(x.logits)
-    margins = logits - classes.pick(logits, x.labels)[:, None]
-    if where is not None:
-        margins = jnp.where(where[:, None], margins, 0)
-
-    def slopes(log_t: Array) -> tuple[Array, Array]:
-        """The first two derivatives of the mean loss by log T, each divided by 1/T > 0."""
-        p = jax.nn.softmax(margins * jnp.exp(-log_t), axis=-1)
-        some = p > 0  # 0 * -inf = 0
-        mean = jnp.sum(jnp.where(some, p * margins, 0), axis=-1)
-        square = jnp.square(jnp.where(some, margins - mean[:, None], 0))
-        first = _examples.mean(mean, where, mean.dtype)
-        second = _examples.mean(jnp.sum(p * square, axis=-1), where, mean.dtype) * jnp.exp(-log_t)
-        return -first, second + first
-
-    def unfinished(state: tuple[Array, ...]) -> Array:
-        step, _, _, _, moved = state
-        return (step < _MOST_STEPS) & (jnp.abs(moved) > 2 * jnp.finfo(logits.dtype).eps)
-
-    def narrow(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        step, log_t, low, high, moved = state
-        slope, curve = slopes(log_t)
-        # Separated labels whose loss underflows have slope and curve 0: cooler, as before the underflow.
-        low, high = jnp.where(slope < 0, log_t, low), jnp.where(slope < 0, high, log_t)
-        newton = -slope / jnp.where(curve > 0, curve, 1)
-        inside = (log_t + newton >= low) & (log_t + newton <= high)
-        good = (curve > 0) & inside & (2 * jnp.abs(newton) < jnp.abs(moved))
-        new = jnp.where(good, log_t + newton, (low + high) / 2)
-        return step + 1, new, low, high, new - log_t
-
-    start = [jnp.asarray(v, logits.dtype) for v in (_START, _LOW, _HIGH, _HIGH - _LOW)]
-    _, log_t, *_ = jax.lax.while_loop(unfinished, narrow, (jnp.zeros((), jnp.int32), *start))
-    informative = jnp.any((margins != 0) & (margins > -jnp.inf))
-    return jnp.where(jnp.any(jnp.isnan(margins)), jnp.nan, jnp.where(informative, jnp.clip(jnp.exp(log_t), 0.01, 100), 1))

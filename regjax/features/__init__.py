@@ -1,13 +1,27 @@
 """Features: ``f(features[B, D], labels, *, ...) -> scalar`` on the representation before the classifier."""
 
+from regjax.features.calibration import (
+    ClassStatistics,
+    apply_class_gaussians,
+    calibrate_tail_statistics,
+    representation_anchor,
+    robust_class_statistics,
+    sample_class_gaussians,
+)
 from regjax.features.distillation import feature_distillation
 from regjax.features.knowledge_transfer import probabilistic_knowledge_transfer
 from regjax.features.neural_collapse import between_class_angle, neural_collapse, within_class_collapse
 
 __all__ = [
+    "ClassStatistics",
+    "apply_class_gaussians",
     "between_class_angle",
+    "calibrate_tail_statistics",
     "feature_distillation",
     "neural_collapse",
     "probabilistic_knowledge_transfer",
+    "representation_anchor",
+    "robust_class_statistics",
+    "sample_class_gaussians",
     "within_class_collapse",
 ]

@@ -13,6 +13,7 @@ from regjax.inputs.importance import (
     sample_indices,
 )
 from regjax.inputs.importance_memory import ImportanceState, importance_sampling, importance_update
+from regjax.inputs.label_channel import apply_noisy_label_channel, noisy_label_channel
 from regjax.inputs.manifold import manifold_mixup, manifold_mixup_model, manifold_mixup_weights
 from regjax.inputs.metaaug import adam_student_step, meta_augment_objective
 from regjax.inputs.mixing import apply_mixup, mixup
@@ -58,6 +59,7 @@ __all__ = [
     "apply_mixup",
     "apply_modality_dropout",
     "apply_modality_dropout_set",
+    "apply_noisy_label_channel",
     "apply_patch_mask",
     "apply_random_erasing",
     "apply_selmix",
@@ -91,6 +93,7 @@ __all__ = [
     "modality_dropout_set",
     "noise_mask_image",
     "noise_mask_policy_loss",
+    "noisy_label_channel",
     "paste_box",
     "patchify",
     "path_probabilities",

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from regjax.core import checks, classes
+from regjax.core import checks
 from regjax.core.types import Array, Strength
+from regjax.losses._pairs import expectation, pair, softened
 
 
 def teacher_cross_entropy(
@@ -18,7 +18,7 @@ def teacher_cross_entropy(
       .. math:: - T^2 \sum_k softmax(t / T)_k \log softmax(z / T)_k
 
       Its gradient, ``T (softmax(z / T) - softmax(t / T))``, is that of the divergence KL(teacher, student), from which it
-      differs by the teacher's entropy; the factor keeps its size as T grows.
+      differs by the teacher's entropy (`distillation` is the divergence itself); the factor keeps its size as T grows.
 
     Args:
       logits: float ``[..., K]``, the student's, z, classes on ``axis``.
@@ -49,13 +49,7 @@ def teacher_cross_entropy(
     """
     name = "losses.teacher_cross_entropy"
     checks.number(name, "temperature", temperature, low=0.0, open_low=True)
-    x = classes.class_inputs(name, logits, axis=axis, where=where)
-    teacher = checks.floating(name, "teacher_logits", teacher_logits, shape=jnp.shape(logits))
-    teacher = jnp.moveaxis(jax.lax.stop_gradient(teacher), axis, -1)
-    dtype = jnp.promote_types(x.logits.dtype, teacher.dtype)
-    t = jnp.asarray(temperature, dtype)
-    targets = jnp.exp(classes.log_softmax(teacher.astype(dtype) / t, x.where))
-    soft = classes.ClassInputs(x.logits.astype(dtype) / t, targets, x.where, False)
-    if x.where is not None:
-        soft = soft._replace(labels=jnp.where(x.where, targets, 0))
-    return jnp.square(t) * classes.cross_entropy(soft)
+    x, teacher = pair(name, logits, teacher_logits, arguments=("logits", "teacher_logits"), axis=axis, where=where)
+    student, fixed = softened(x, teacher, temperature)
+    loss = student.log_total - expectation(fixed, student.shifted)
+    return jnp.square(jnp.asarray(temperature, loss.dtype)) * loss

@@ -4,6 +4,7 @@ Which leaves count is ``where=`` everywhere; `as_matrix` says how a kernel is a 
 """
 
 from regjax.weights.anchors import SortedInit, sorted_init, wasserstein_to_init
+from regjax.weights.folding import fold_parallel_adapter
 from regjax.weights.low_rank import fold_ranks, low_rank_group_lasso, rank_importance, shrink_ranks
 from regjax.weights.matrix import as_matrix, kernel_matrix
 from regjax.weights.penalties import elastic_net, group_lasso, l1, l2, sparse_group_lasso
@@ -15,6 +16,7 @@ __all__ = [
     "SpectralState",
     "as_matrix",
     "elastic_net",
+    "fold_parallel_adapter",
     "fold_ranks",
     "group_lasso",
     "kernel_matrix",

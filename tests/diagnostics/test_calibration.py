@@ -60,6 +60,69 @@ def test_calibration_error_at_known_points():
     assert error(spoilt, CORRECT, where=WHERE) == pytest.approx(calibration_error(CONFIDENCES, CORRECT, 15, WHERE), rel=1e-5)
 
 
+def test_reliability_bins_equal_their_reference(x64):
+    bins = jax.jit(lambda c, r, w: rj.diagnostics.reliability_bins(c, r, num_bins=5, where=w))(CONFIDENCES, CORRECT, WHERE)
+    for b in range(5):
+        inside = [i for i in range(40) if WHERE[i] and b / 5 < CONFIDENCES[i] <= (b + 1) / 5]
+        assert bins.weight[b] == pytest.approx(len(inside) / WHERE.sum())
+        assert bins.confidence[b] == pytest.approx(CONFIDENCES[inside].mean(), rel=1e-12)
+        assert bins.accuracy[b] == pytest.approx(CORRECT[inside].mean(), rel=1e-12)
+    gaps = bins.weight * np.abs(bins.confidence - bins.accuracy)
+    assert error(CONFIDENCES, CORRECT, num_bins=5, where=WHERE) == pytest.approx(float(gaps.sum()), rel=1e-12)
+    # A bin without examples is 0 throughout.
+    assert [float(x[0]) for x in rj.diagnostics.reliability_bins(np.array([0.9]), np.array([True]), num_bins=2)] == [0, 0, 0]
+
+
+def equal_mass_error(confidences, correct, num_bins):
+    """Examples in order of confidence, cut where a share of 1 / num_bins ends; equal confidences stay together."""
+    count, total = len(confidences), 0.0
+    members = {}
+    for i in range(count):
+        below = sum(confidences[j] < confidences[i] for j in range(count))
+        members.setdefault(below * num_bins // count, []).append(i)
+    for inside in members.values():
+        gap = sum(confidences[i] for i in inside) / len(inside) - sum(bool(correct[i]) for i in inside) / len(inside)
+        total += len(inside) / count * abs(gap)
+    return total
+
+
+def test_adaptive_error_equals_its_reference(x64):
+    adaptive = jax.jit(rj.diagnostics.adaptive_calibration_error, static_argnames="num_bins")
+    spoilt = np.where(WHERE, CONFIDENCES, np.nan)
+    for bins in (1, 7, 60):  # 40 examples: one bin, 5 or 6 examples in each, one example in each
+        got = adaptive(CONFIDENCES, CORRECT, num_bins=bins)
+        assert got == pytest.approx(equal_mass_error(CONFIDENCES, CORRECT, bins), rel=1e-12)
+        got = adaptive(spoilt, CORRECT, num_bins=bins, where=WHERE)
+        assert got == pytest.approx(equal_mass_error(CONFIDENCES[WHERE], CORRECT[WHERE], bins), rel=1e-12)
+    # With equal confidences among them, in any order.
+    rounded = np.round(CONFIDENCES, 1)
+    want = equal_mass_error(rounded, CORRECT, 7)
+    for order in (np.arange(40), np.argsort(CORRECT), np.argsort(~CORRECT)):
+        assert adaptive(rounded[order], CORRECT[order], num_bins=7) == pytest.approx(want, rel=1e-12)
+
+
+def test_adaptive_error_sees_what_one_wide_bin_hides():
+    # Within one bin of equal width the gaps cancel: half at 0.94 and always right, half at 0.99 and right in 93 of 100.
+    confidences = np.repeat(np.float32([0.94, 0.99]), 100)
+    right = np.r_[np.ones(100, bool), np.arange(100) < 93]
+    assert error(confidences, right) == pytest.approx(0, abs=1e-6)
+    assert rj.diagnostics.adaptive_calibration_error(confidences, right, num_bins=2) == pytest.approx(0.06, abs=1e-6)
+
+
+def test_classwise_error_is_the_mean_of_one_against_the_rest(x64):
+    classwise = jax.jit(rj.diagnostics.classwise_calibration_error)
+    p = np.exp(np.array([log_softmax(z) for z in LOGITS]))
+    want = np.mean([calibration_error(p[:, k], k == LABELS, 15, WHERE) for k in range(4)])
+    assert classwise(p, LABELS, where=WHERE) == pytest.approx(want, rel=1e-12)
+    assert classwise(np.eye(4)[LABELS], LABELS) == 0
+    # A calibrated top class may hide two others that are mistaken for each other.
+    shares, labels = np.tile([0.5, 0.5, 0.0], (20, 1)), np.repeat([0, 2], 10)
+    assert error(shares.max(1), labels == 0) == pytest.approx(0, abs=1e-12)
+    assert classwise(shares, labels) == pytest.approx((0 + 0.5 + 0.5) / 3)
+    wrong = np.where(np.arange(40) == 3, 4, LABELS)
+    assert np.isnan(classwise(p, wrong)) and not np.isnan(classwise(p, wrong, where=np.arange(40) != 3))
+
+
 def test_scores_equal_their_references(x64):
     soft = soft_labels(RNG, 40, 4)
 

@@ -1,0 +1,118 @@
+"""Recipes that change the objective, its gradient, the weights or the learning rate."""
+
+from functools import partial
+
+import regjax as rj
+from experiments.recipes.setting import Setting, named, sgd, tuned
+
+# Objectives.
+
+
+@tuned(rho=(0.1, 0.3, 0.6, 1.2))
+def sam(s: Setting, rho: float = 0.6) -> rj.Recipe:
+    """The gradient at the worst nearby weights."""
+    return rj.Recipe(objectives=(partial(rj.objectives.sam, rho=rho),), optimizer=sgd(s))
+
+
+@tuned(rho=(1.0, 2.0, 4.0, 8.0, 16.0))
+def asam(s: Setting, rho: float = 8.0) -> rj.Recipe:
+    """SAM with a neighbourhood that scales with the weights."""
+    return rj.Recipe(objectives=(partial(rj.objectives.sam, rho=rho, adaptive=True),), optimizer=sgd(s))
+
+
+@tuned(epsilon=(0.03, 0.1, 0.3, 0.6, 1.0))
+def amp(s: Setting, epsilon: float = 1.0) -> rj.Recipe:
+    """Adversarial model perturbation in a ball around each leaf."""
+    return rj.Recipe(objectives=(partial(rj.objectives.amp, epsilon=epsilon),), optimizer=sgd(s))
+
+
+@tuned(coefficient=(0.01, 0.03, 0.1, 0.3))
+def gradient_penalty(s: Setting, coefficient: float = 0.03) -> rj.Recipe:
+    """A penalty on the squared norm of the gradient, by forward differences."""
+    return rj.Recipe(objectives=(partial(rj.objectives.gradient_penalty, coefficient=coefficient),), optimizer=sgd(s))
+
+
+# Gradients.
+
+
+@named
+def orthogonal_gradient(s: Setting) -> rj.Recipe:
+    """The part of the gradient along the weights is removed."""
+    return rj.Recipe(gradients=(rj.gradients.orthogonal_gradient(),), optimizer=sgd(s))
+
+
+@named
+def l2_gradient(s: Setting, strength: float = 0.1) -> rj.Recipe:
+    """The L2 penalty as a gradient transformation: the same method as ``l2``."""
+    return rj.Recipe(gradients=(rj.gradients.add_penalty(rj.weights.l2, strength),), optimizer=sgd(s))
+
+
+@tuned(weight_decay=(1e-3, 3e-3, 1e-2, 3e-2))
+def decoupled_weight_decay(s: Setting, weight_decay: float = 0.01) -> rj.Recipe:
+    """Weights shrink by a fixed factor in each step, whatever the learning rate."""
+    return rj.Recipe(weights=(rj.gradients.decoupled_weight_decay(weight_decay),), optimizer=sgd(s))
+
+
+@tuned(strength=(1e-2, 3e-2, 6e-2, 1e-1, 2e-1))
+def proximal_l1(s: Setting, strength: float = 0.1) -> rj.Recipe:
+    """Soft thresholding after every step: exact zeros."""
+    prox = rj.gradients.proximal_step(rj.weights.prox_l1, strength, learning_rate=s.learning_rate)
+    return rj.Recipe(weights=(prox,), optimizer=sgd(s))
+
+
+@tuned(strength=(3e-2, 1e-1, 2e-1, 4e-1, 8e-1))
+def proximal_group_lasso(s: Setting, strength: float = 0.4) -> rj.Recipe:
+    """Whole units shrink to exactly zero."""
+    prox = rj.gradients.proximal_step(rj.weights.prox_group_lasso, strength, learning_rate=s.learning_rate)
+    return rj.Recipe(weights=(prox,), optimizer=sgd(s))
+
+
+# Weights.
+
+
+@tuned(strength=(1e-3, 3e-3, 6e-3, 1e-2, 2e-2))
+def l1(s: Setting, strength: float = 0.01) -> rj.Recipe:
+    """The sum of absolute weights."""
+    return rj.Recipe(penalties=((strength, rj.weights.l1),), optimizer=sgd(s))
+
+
+@tuned(strength=(1e-2, 3e-2, 6e-2, 1e-1, 2e-1))
+def l2(s: Setting, strength: float = 0.1) -> rj.Recipe:
+    """Half the sum of squared weights."""
+    return rj.Recipe(penalties=((strength, rj.weights.l2),), optimizer=sgd(s))
+
+
+@tuned(strength=(1e-2, 3e-2, 6e-2, 1e-1))
+def group_lasso(s: Setting, strength: float = 0.03) -> rj.Recipe:
+    """The sum of the norms of the units' weights."""
+    return rj.Recipe(penalties=((strength, rj.weights.group_lasso),), optimizer=sgd(s))
+
+
+@tuned(strength=(1e-3, 3e-3, 1e-2, 3e-2, 6e-2))
+def spectral(s: Setting, strength: float = 0.06) -> rj.Recipe:
+    """Largest singular values drawn to 1, by one power step carried along."""
+    return rj.Recipe(penalties=((strength, rj.weights.stateful_spectral_penalty()),), optimizer=sgd(s))
+
+
+@tuned(strength=(3e-2, 1e-1, 3e-1, 6e-1))
+def wasserstein_to_init(s: Setting, strength: float = 0.6) -> rj.Recipe:
+    """The distribution of each leaf's weights drawn to that of its initial values."""
+    penalty = rj.Stateful(
+        lambda key, params: rj.weights.sorted_init(params),
+        lambda initial, params: (rj.weights.wasserstein_to_init(params, initial), initial),
+    )
+    return rj.Recipe(penalties=((strength, penalty),), optimizer=sgd(s))
+
+
+# Schedules.
+
+
+@tuned(peak=(1.0, 2.0, 4.0))
+def one_cycle(s: Setting, peak: float = 2.0) -> rj.Recipe:
+    """The learning rate rises to ``peak`` times the plain one and falls to nothing.
+
+    Peaks below 1 do better under label noise, as any lower rate does that stops before the noise is learnt; they are left out
+    because the learning rate is the same for all recipes.
+    """
+    schedule = rj.schedules.one_cycle(total_steps=s.total_steps, peak_value=peak * s.learning_rate)
+    return rj.Recipe(optimizer=sgd(s, schedule))

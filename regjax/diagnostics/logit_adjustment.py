@@ -1,0 +1,54 @@
+"""Logits of a trained model, corrected for the class frequencies of its training set."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from regjax.core import checks, classes, sharding
+from regjax.core.types import Array, Strength
+
+
+def adjust_logits(logits: Any, class_counts: Any, *, tau: Strength = 1.0, axis: int = -1) -> Array:
+    r"""Takes the classes' training frequencies out of a model's logits, so that rare classes are no longer passed over.
+
+    Formula:
+      .. math:: z - \tau \log(\pi + 10^{-12}), \quad \pi_k = n_k / \sum_j n_j
+
+      For a model trained with plain cross-entropy. One trained with ``regjax.losses.logit_adjusted`` needs no correction.
+
+    Args:
+      logits: float ``[..., K]``, classes on ``axis``.
+      class_counts: ``[K]``, n, the training examples of each class, or their shares; all 0 counts as uniform.
+      tau: at least 0, default 1, at which the balanced error is least if the model is calibrated; 0 changes nothing.
+      axis: the class axis.
+
+    Returns:
+      The corrected logits, of the shape of ``logits``, in float32 or better.
+
+    Raises:
+      ValueError: if a shape or dtype does not fit, or ``tau`` is negative or not finite.
+
+    Cost:
+      One pass over the logits.
+
+    Example:
+      >>> import jax.numpy as jnp, regjax as rj
+      >>> z = rj.diagnostics.adjust_logits(jnp.array([2.0, 1.0, 0.0]), jnp.array([70, 20, 10]))
+      >>> [round(float(x), 4) for x in z]
+      [2.3567, 2.6094, 2.3026]
+
+    References:
+      Menon et al., Long-tail Learning via Logit Adjustment, 2020, arXiv 2007.07314; the 1e-12, for classes without examples,
+      is that of public reimplementations.
+    """
+    name = "diagnostics.adjust_logits"
+    checks.number(name, "tau", tau, low=0.0)
+    x = classes.class_inputs(name, logits, axis=axis)
+    counts = checks.array(name, "class_counts", class_counts, shape=(x.logits.shape[-1],))
+    if counts.dtype == jnp.bool_:
+        checks.fail(name, "class_counts", "counts or shares of the classes", counts)
+    counts = jax.lax.stop_gradient(sharding.replicate(counts).astype(x.logits.dtype))
+    total = jnp.sum(counts)
+    log_share = jnp.log(counts / jnp.where(total > 0, total, 1) + 1e-12)
+    return jnp.moveaxis(x.logits - jnp.asarray(tau, log_share.dtype) * log_share, -1, axis)
