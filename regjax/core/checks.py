@@ -235,3 +235,11 @@ def axis_name(function: str, value: Any) -> Any:
     if value is not None and not (names and all(isinstance(name, str) for name in names)):
         fail(function, "axis_name", "None, the name of a mapped axis, or a tuple of names", value)
     return value
+
+
+def concrete(function: str, argument: str, value: Any, why: str = "as the function runs on the host") -> np.ndarray:
+    """The given value as a NumPy array; refuses traced ones. Not of a checked array, which inside a trace is traced."""
+    try:
+        return np.asarray(value)
+    except jax.errors.TracerArrayConversionError:
+        fail(function, argument, f"concrete, {why}", value)

@@ -165,3 +165,13 @@ def cross_entropy(x: ClassInputs, parts: Normalised | None = None) -> Array:
     mass = 1 if x.is_ids else jnp.sum(x.labels, axis=-1)
     loss = mass * log_total - expected_under(shifted, x.labels, x.is_ids)
     return loss if x.where is None else jnp.where(jnp.any(x.where, axis=-1), loss, 0)
+
+
+def log_prior(function: str, class_counts: Any, logits: Array) -> Array:
+    """The logarithm of the classes' shares from their counts ``[K]``, a constant; 1e-12 stands for classes without examples."""
+    counts = checks.array(function, "class_counts", class_counts, shape=logits.shape[-1:])
+    if counts.dtype == jnp.bool_:
+        checks.fail(function, "class_counts", "counts or shares of the classes", counts)
+    counts = jax.lax.stop_gradient(sharding.replicate(counts).astype(logits.dtype))
+    total = jnp.sum(counts)
+    return jnp.log(counts / jnp.where(total > 0, total, 1) + 1e-12)

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 
-from regjax.core import checks
+from regjax.core import checks, graphs
 
 
 def tree_distances(edges: Any, num_nodes: int) -> np.ndarray:
@@ -38,30 +37,15 @@ def tree_distances(edges: Any, num_nodes: int) -> np.ndarray:
     """
     name = "diagnostics.tree_distances"
     nodes = checks.integer(name, "num_nodes", num_nodes, low=1)
-    given = checks.integers(name, "edges", edges, shape=(nodes - 1, 2))
-    try:
-        pairs = np.asarray(edges)  # the given edges: inside a trace the checked ones are traced
-    except jax.errors.TracerArrayConversionError:
-        checks.fail(name, "edges", "concrete, as the function runs on the host", given)
+    checks.integers(name, "edges", edges, shape=(nodes - 1, 2))
+    pairs = checks.concrete(name, "edges", edges)
     if pairs.size and (pairs.min() < 0 or pairs.max() >= nodes):
         checks.fail(name, "edges", f"ids in [0, {nodes})", pairs[(pairs < 0) | (pairs >= nodes)][0])
-    neighbours: list[list[int]] = [[] for _ in range(nodes)]
-    for a, b in pairs.tolist():
-        neighbours[a].append(b)
-        neighbours[b].append(a)
-
-    distances = np.zeros((nodes, nodes), np.int32)
-    order, reached = [0], np.zeros(nodes, bool)
-    reached[0] = True
-    for node in order:
-        for child in neighbours[node]:
-            if not reached[child]:
-                # One step farther than the parent from all that were reached before.
-                row = distances[node, order] + 1
-                distances[child, order] = row
-                distances[order, child] = row
-                reached[child] = True
-                order.append(child)
-    if len(order) != nodes:
-        checks.fail(name, "edges", f"the {nodes - 1} edges of a tree over nodes 0 to {nodes - 1}", given)
+    distances, before = np.zeros((nodes, nodes), np.int32), [0]
+    for node, parent in list(graphs.parents(name, "edges", pairs, nodes).items())[1:]:
+        # One step farther than the parent from all that were reached before.
+        row = distances[parent, before] + 1
+        distances[node, before] = row
+        distances[before, node] = row
+        before.append(node)
     return distances

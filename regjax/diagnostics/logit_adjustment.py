@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from regjax.core import checks, classes, sharding
+from regjax.core import checks, classes
 from regjax.core.types import Array, Strength
 
 
@@ -45,10 +44,5 @@ def adjust_logits(logits: Any, class_counts: Any, *, tau: Strength = 1.0, axis: 
     name = "diagnostics.adjust_logits"
     checks.number(name, "tau", tau, low=0.0)
     x = classes.class_inputs(name, logits, axis=axis)
-    counts = checks.array(name, "class_counts", class_counts, shape=(x.logits.shape[-1],))
-    if counts.dtype == jnp.bool_:
-        checks.fail(name, "class_counts", "counts or shares of the classes", counts)
-    counts = jax.lax.stop_gradient(sharding.replicate(counts).astype(x.logits.dtype))
-    total = jnp.sum(counts)
-    log_share = jnp.log(counts / jnp.where(total > 0, total, 1) + 1e-12)
+    log_share = classes.log_prior(name, class_counts, x.logits)
     return jnp.moveaxis(x.logits - jnp.asarray(tau, log_share.dtype) * log_share, -1, axis)

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from regjax.core import checks
@@ -157,7 +156,7 @@ def _curve(name: str, scores: Any, labels: Any, seen_mask: Any, absent: str) -> 
         checks.fail(name, "seen_mask", f"a boolean mask of {shape[1]} classes", seen_mask)
     # The given arrays, not the checked ones: those may have lost half their digits on the device.
     given = {"scores": scores, "labels": labels, "seen_mask": seen_mask}
-    s, y, seen = (_on_host(name, argument, value) for argument, value in given.items())
+    s, y, seen = (checks.concrete(name, argument, value) for argument, value in given.items())
     s = s.astype(np.float64)
     if y.size and (y.min() < 0 or y.max() >= shape[1]):
         checks.fail(name, "labels", f"ids in [0, {shape[1]})", y[(y < 0) | (y >= shape[1])][0])
@@ -187,10 +186,3 @@ def _shares(labels: np.ndarray, group: np.ndarray, absent: str) -> np.ndarray:
 
 def _harmonic_mean(u: np.ndarray, s: np.ndarray) -> np.ndarray:
     return 2 * u * s / np.where(u + s > 0, u + s, 1)
-
-
-def _on_host(name: str, argument: str, value: Any) -> np.ndarray:
-    try:
-        return np.asarray(value)
-    except jax.errors.TracerArrayConversionError:
-        checks.fail(name, argument, "concrete, as the function runs on the host", value)

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from regjax.core import checks
@@ -232,10 +231,7 @@ def fold_ordered(model: nnx.Module) -> nnx.Module:
     name = "layers.fold_ordered"
     for layer in _layers(name, model):
         keep = layer.kept()
-        try:
-            np.asarray(keep)
-        except jax.errors.TracerArrayConversionError:
-            checks.fail(name, "model", "concrete, since its ranks decide shapes", keep)
+        checks.concrete(name, "model", keep, "since its ranks decide shapes")
     return nnx.recursive_map(lambda path, node: node.fold() if isinstance(node, OrderedLayer) else node, nnx.clone(model))
 
 

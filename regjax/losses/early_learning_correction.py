@@ -77,20 +77,26 @@ def adele_multiscale(
     checks.axis_name(name, axis_name)
     dtype = trees.accumulator(logits, scale_weights)
     z = logits.astype(dtype)
-    w = jax.nn.softmax(scale_weights.astype(dtype))[:, None, None, None, None]
+    w = jax.nn.softmax(scale_weights.astype(dtype))[:, None, None, None]
     labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
     valid = labels != ignore_label
 
-    weighted = classes.normalise(w * z)
-    ids = jnp.where(valid, labels, 0)[None]
-    losses = jnp.where(valid, jnp.sum(weighted.log_total - classes.pick(weighted.shifted, ids), axis=0), 0)
+    # Exponentials relative to one maximum serve both softmaxes, w being positive; what is kept for all classes at once has no
+    # axis of scales. So the logits are read about as often as by cross-entropy.
+    top = jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
+    shifted = z - jnp.where(jnp.isfinite(top), top, 0)
+    e = jnp.exp(shifted)
+    total = jnp.sum(e, axis=-1)
+    weighted_total = jnp.sum(jnp.exp(w[..., None] * shifted), axis=-1)
+    own = classes.pick(shifted, jnp.where(valid, labels, 0)[None])
+    losses = jnp.where(valid, jnp.sum(jnp.log(weighted_total) - w * own, axis=0), 0)
 
-    shifted, log_total = classes.normalise(z)
-    log_p = shifted - log_total[..., None]
-    p = jnp.exp(log_p)
-    mixture = jnp.clip(jnp.sum(w * p, axis=0), _LOW, 1 - _LOW)
+    share = 1 / total
     # 0 log 0 = 0, and no NaN to the gradient of a logit of -inf.
-    divergence = jnp.sum(jnp.where(p > 0, p * (jnp.where(p > 0, log_p, 0) - jnp.log(mixture)), 0), axis=(0, -1))
+    entropies = jnp.log(total) - share * jnp.sum(e * jnp.where(e > 0, shifted, 0), axis=-1)
+    mixture = jnp.clip(jnp.sum((w * share)[..., None] * e, axis=0), _LOW, 1 - _LOW)
+    crossed = -jnp.sum(jnp.sum(share[..., None] * e, axis=0) * jnp.log(mixture), axis=-1)
+    divergence = crossed - jnp.sum(entropies, axis=0)
     surest = jnp.max(jnp.where(valid[..., None], mixture, 0), axis=(1, 2, 3))
     gate = surest >= jnp.asarray(confidence, dtype)
     # Not a product: an image that does not count may hold anything.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from regjax.core import checks, trees
+from regjax.core import checks, graphs, trees
 from regjax.core.types import Array
 
 
@@ -150,30 +150,18 @@ def loki_locus(edges: Any, observed: Any) -> np.ndarray:
     name = "losses.loki_locus"
     checks.integers(name, "edges", edges, shape=(None, 2))
     checks.integers(name, "observed", observed, ndim=1)
-    pairs, chosen = _on_host(name, "edges", edges), _on_host(name, "observed", observed)
+    pairs, chosen = checks.concrete(name, "edges", edges), checks.concrete(name, "observed", observed)
     nodes = len(pairs) + 1
     _check_nodes(name, "edges", pairs, nodes)
     if not chosen.size:
         checks.fail(name, "observed", "at least one node", chosen)
     _check_nodes(name, "observed", chosen, nodes)
 
-    neighbours: list[list[int]] = [[] for _ in range(nodes)]
-    for a, b in pairs.tolist():
-        neighbours[a].append(b)
-        neighbours[b].append(a)
     # From an observed root, a node lies on a path if an observed one hangs below it.
-    root = int(chosen[0])
-    order, parent = [root], {root: root}
-    for node in order:
-        for other in neighbours[node]:
-            if other not in parent:
-                parent[other] = node
-                order.append(other)
-    if len(order) != nodes:
-        checks.fail(name, "edges", f"the {nodes - 1} edges of a tree over nodes 0 to {nodes - 1}", pairs)
+    parent = graphs.parents(name, "edges", pairs, nodes, root=int(chosen[0]))
     inside = np.zeros(nodes, bool)
     inside[chosen] = True
-    for node in reversed(order):
+    for node in reversed(parent):
         inside[parent[node]] |= inside[node]
     return np.flatnonzero(inside)
 
@@ -212,7 +200,7 @@ def loki_next_class(distances: Any, locus: Any) -> int:
     name = "losses.loki_next_class"
     _metric(name, distances, ndim=2)
     checks.integers(name, "locus", locus, ndim=1)
-    d, known = _on_host(name, "distances", distances), _on_host(name, "locus", locus)
+    d, known = checks.concrete(name, "distances", distances), checks.concrete(name, "locus", locus)
     if d.shape[0] != d.shape[1]:
         checks.fail(name, "distances", "a square array [M, M]", d)
     if not np.all(d >= 0):
@@ -241,14 +229,6 @@ def _metric(name: str, distances: Any, **shape: Any) -> Array:
     if distances.dtype == jnp.bool_ or not jnp.issubdtype(distances.dtype, jnp.number):
         checks.fail(name, "distances", "an array of numbers", distances)
     return distances
-
-
-def _on_host(name: str, argument: str, value: Any) -> np.ndarray:
-    """The given array and not the checked one, which inside a trace is traced."""
-    try:
-        return np.asarray(value)
-    except jax.errors.TracerArrayConversionError:
-        checks.fail(name, argument, "concrete, as the function runs on the host", value)
 
 
 def _check_nodes(name: str, argument: str, ids: np.ndarray, nodes: int) -> None:

@@ -128,12 +128,7 @@ def logit_adjusted(
     name = "losses.logit_adjusted"
     checks.number(name, "tau", tau, low=0.0)
     x = classes.class_inputs(name, logits, labels, axis=axis, where=where)
-    counts = checks.array(name, "class_counts", class_counts, shape=(x.logits.shape[-1],))
-    if counts.dtype == jnp.bool_:
-        checks.fail(name, "class_counts", "counts or shares of the classes", counts)
-    counts = jax.lax.stop_gradient(sharding.replicate(counts).astype(x.logits.dtype))
-    total = jnp.sum(counts)
-    log_share = jnp.log(counts / jnp.where(total > 0, total, 1) + 1e-12)
+    log_share = classes.log_prior(name, class_counts, x.logits)
     return classes.cross_entropy(x._replace(logits=x.logits + jnp.asarray(tau, log_share.dtype) * log_share))
 
 

@@ -179,10 +179,7 @@ def fold_ranks(u: Any, v: Any, alive: Any = None) -> tuple[Array, ...]:
     if alive is not None:
         with jax.ensure_compile_time_eval():
             mask = checks.example_mask(name, "alive", alive, ranks.shape)
-        try:
-            ranks = np.asarray(mask)
-        except jax.errors.TracerArrayConversionError:
-            checks.fail(name, "alive", "concrete, since it decides the shapes of the result", mask)
+        ranks = checks.concrete(name, "alive", mask, "since it decides the shapes of the result")
     indices = np.flatnonzero(ranks)
     if not indices.size:
         return jnp.zeros_like(u[..., :1]), jnp.zeros_like(v[:1])
