@@ -15,7 +15,7 @@ import regjax as rj
 from experiments.data import epoch_permutation
 from experiments.evaluation import measure
 from experiments.models import Classifier, ModelConfig, make_model, split
-from experiments.recipes import Setting, make_recipe
+from experiments.recipes import RecipeFn, Setting, make_recipe
 
 
 class SeedData(NamedTuple):
@@ -89,6 +89,22 @@ class RunResult(NamedTuple):
     flops_per_step: float
 
 
+class Record(NamedTuple):
+    """What the seeds of a recipe leave behind; every array has a leading axis of seeds.
+
+    Attributes:
+      logits: of the judging split after the last epoch, ``[S, M, K]``.
+      features: of the same images, ``[S, M, D]``.
+      predictions: the classes predicted for the training examples at every point, ``[S, points, N]``.
+      curves: as in `RunResult`, ``[S, points]`` each.
+    """
+
+    logits: Any
+    features: Any
+    predictions: Any
+    curves: Mapping[str, Any]
+
+
 def resolved_seeds_by(config: RunConfig) -> str:
     """What ``auto`` stands for on this platform."""
     if config.seeds_by != "auto":
@@ -142,18 +158,36 @@ class Task:
 
 
 class Pipeline(NamedTuple):
-    """A recipe as pure functions of a `TrainState`: its start, one step, and the logits of images."""
+    """A recipe as pure functions of a `TrainState`: its start, one step, and logits and features of images."""
 
     init: Callable[..., rj.TrainState]
     step: Callable[[rj.TrainState, Mapping[str, jax.Array]], Any]
-    predict: Callable[[rj.TrainState, jax.Array], jax.Array]
+    predict: Callable[[rj.TrainState, jax.Array], rj.Outputs]
 
 
-def run(recipe: str, task: Task, **hyperparameters: Any) -> RunResult:
+def record(recipe: str | RecipeFn, task: Task, **hyperparameters: Any) -> Record:
+    """Trains one recipe on every seed in one compiled program and keeps what it predicts.
+
+    Args:
+      recipe: its name, or a function of the `Setting`.
+      task: the data, the seeds and the training.
+      **hyperparameters: those of the recipe that differ from its defaults.
+
+    Returns:
+      A `Record` of NumPy arrays.
+
+    Raises:
+      ValueError: if the recipe is unknown.
+    """
+    program, arguments = _program(make_pipeline(recipe, task, hyperparameters), task)
+    return jax.device_get(jax.jit(program)(*arguments))
+
+
+def run(recipe: str | RecipeFn, task: Task, **hyperparameters: Any) -> RunResult:
     """Trains and judges one recipe on every seed in one compiled program.
 
     Args:
-      recipe: its name.
+      recipe: its name, or a function of the `Setting`.
       task: the data, the seeds and the training.
       **hyperparameters: those of the recipe that differ from its defaults.
 
@@ -164,26 +198,28 @@ def run(recipe: str, task: Task, **hyperparameters: Any) -> RunResult:
       ValueError: if the recipe is unknown.
     """
     config, pipeline = task.config, make_pipeline(recipe, task, hyperparameters)
-    one = functools.partial(_one_seed, pipeline, task)
-    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(jnp.asarray(task.seeds))
-    whole = jax.vmap(one) if resolved_seeds_by(config) == "vmap" else lambda *args: jax.lax.map(lambda xs: one(*xs), args)
+    program, arguments = _program(pipeline, task)
 
-    arrays, initial = SeedData(*map(jnp.asarray, task.data)), jax.block_until_ready(task.initial)
+    def judged(*arguments: Any) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+        kept = program(*arguments)
+        return kept.logits, kept.curves
+
+    arguments = jax.block_until_ready(arguments)
     began = time.perf_counter()
-    compiled = jax.jit(whole).lower(keys, arrays, initial).compile()
+    compiled = jax.jit(judged).lower(*arguments).compile()
     compile_seconds = time.perf_counter() - began
     began = time.perf_counter()
-    logits, curves = jax.block_until_ready(compiled(keys, arrays, initial))
+    logits, curves = jax.block_until_ready(compiled(*arguments))
     seconds = time.perf_counter() - began
     if seconds < 2:  # a short run is repeated, as its time says little
-        seconds = min(_seconds(lambda: compiled(keys, arrays, initial)) for _ in range(2))
+        seconds = min(_seconds(lambda: compiled(*arguments)) for _ in range(2))
 
     every = config.epochs // config.points
     return RunResult(
         metrics={
             **{
                 name: np.asarray(values).tolist()
-                for name, values in jax.jit(jax.vmap(measure))(logits, arrays.eval_labels).items()
+                for name, values in jax.jit(jax.vmap(measure))(logits, jnp.asarray(task.data.eval_labels)).items()
             },
             "memorized": np.asarray(curves["memorized"])[:, -1].tolist(),
         },
@@ -193,6 +229,15 @@ def run(recipe: str, task: Task, **hyperparameters: Any) -> RunResult:
         compile_seconds=compile_seconds,
         flops_per_step=flops_per_step(pipeline, task),
     )
+
+
+def _program(pipeline: Pipeline, task: Task) -> tuple[Callable[..., Record], tuple[Any, ...]]:
+    """The run of every seed as one pure function, and its arguments."""
+    one = functools.partial(_one_seed, pipeline, task)
+    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(jnp.asarray(task.seeds))
+    by_map = lambda *args: jax.lax.map(lambda xs: one(*xs), args)
+    whole = jax.vmap(one) if resolved_seeds_by(task.config) == "vmap" else by_map
+    return whole, (keys, SeedData(*map(jnp.asarray, task.data)), task.initial)
 
 
 def _seconds(call: Callable[[], Any]) -> float:
@@ -211,31 +256,31 @@ def flops_per_step(pipeline: Pipeline, task: Task) -> float:
     return float(compiled.cost_analysis()["flops"])
 
 
-def make_pipeline(recipe: str, task: Task, hyperparameters: Mapping[str, Any]) -> Pipeline:
+def make_pipeline(recipe: str | RecipeFn, task: Task, hyperparameters: Mapping[str, Any]) -> Pipeline:
     """The pure functions of a recipe on a task."""
-    apply_fn, params, _ = split(nnx.eval_shape(lambda: task.model(jax.random.key(0))))
+    apply_fn, params, model_state = split(nnx.eval_shape(lambda: task.model(jax.random.key(0))))
+    evaluate = functools.partial(apply_fn, key=None, hooks=rj.Hooks(), training=False)
+    image = jax.ShapeDtypeStruct((1, *task.data.images.shape[2:]), jnp.float32)
     setting = Setting(
         num_examples=task.num_examples,
         num_classes=task.num_classes,
-        feature_dim=params["head"]["kernel"].shape[0],
+        feature_dim=jax.eval_shape(evaluate, params, model_state, image).features.shape[-1],
         steps_per_epoch=task.steps_per_epoch,
         epochs=task.config.epochs,
         total_steps=task.config.epochs * task.steps_per_epoch,
         learning_rate=task.config.learning_rate,
     )
-    made = make_recipe(recipe, setting, **hyperparameters)
+    made = make_recipe(recipe, setting, **hyperparameters) if isinstance(recipe, str) else recipe(setting, **hyperparameters)
     train = rj.make_train_step(made, apply_fn, num_classes=task.num_classes, steps_per_epoch=task.steps_per_epoch)
 
-    def predict(state: rj.TrainState, images: jax.Array) -> jax.Array:
-        return apply_fn(state.params, state.model_state, images, key=None, hooks=rj.Hooks(), training=False).logits
+    def predict(state: rj.TrainState, images: jax.Array) -> rj.Outputs:
+        return evaluate(state.params, state.model_state, images)
 
     return Pipeline(train.init, train.step, predict)
 
 
-def _one_seed(
-    pipeline: Pipeline, task: Task, key: jax.Array, data: SeedData, initial: tuple[Any, Any]
-) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-    """The whole run of one seed: final logits on the judging split, and the curves."""
+def _one_seed(pipeline: Pipeline, task: Task, key: jax.Array, data: SeedData, initial: tuple[Any, Any]) -> Record:
+    """The whole run of one seed."""
     init_key, order_key = jax.random.split(key)
     wrong = data.labels != data.clean
 
@@ -250,14 +295,17 @@ def _one_seed(
 
     def one_point(state: rj.TrainState, epochs: jax.Array) -> Any:
         state, losses = jax.lax.scan(one_epoch, state, epochs)
-        logits, seen = pipeline.predict(state, data.eval_images), jnp.argmax(pipeline.predict(state, data.images), -1)
-        return state, {
+        logits = pipeline.predict(state, data.eval_images).logits
+        seen = jnp.argmax(pipeline.predict(state, data.images).logits, -1)
+        curves = {
             "accuracy": jnp.mean((jnp.argmax(logits, -1) == data.eval_labels).astype(jnp.float32)),
             "train_accuracy": jnp.mean((seen == data.labels).astype(jnp.float32)),
             "memorized": jnp.sum(wrong & (seen == data.labels)) / jnp.maximum(jnp.sum(wrong), 1),
             "train_loss": jnp.mean(losses[-1]),
         }
+        return state, (curves, seen)
 
     epochs = jnp.arange(task.config.epochs).reshape(task.config.points, -1)
-    state, curves = jax.lax.scan(one_point, pipeline.init(init_key, *initial, labels=data.labels), epochs)
-    return pipeline.predict(state, data.eval_images), curves
+    state, (curves, seen) = jax.lax.scan(one_point, pipeline.init(init_key, *initial, labels=data.labels), epochs)
+    out = pipeline.predict(state, data.eval_images)
+    return Record(out.logits, out.features, seen, curves)

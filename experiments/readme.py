@@ -1,7 +1,8 @@
 """Keeps the README's list of techniques and demo table, and the benchmark's tables, equal to the catalogue and to the results.
 
 ``python -m experiments.readme`` writes them; ``python -m experiments.readme runs/demo`` first takes over the results of a
-finished demo into ``experiments/results/demo``.
+finished demo into ``experiments/results/demo``, and ``python -m experiments.readme runs/label_noise`` those of a study into
+``experiments/results/label_noise``.
 """
 
 import json
@@ -14,7 +15,8 @@ from experiments.report import HEADER, cells, summarise
 from regjax.catalog import STAGES, cards
 
 ROOT = Path(__file__).parent.parent
-RESULTS = Path("experiments/results/demo")
+STUDIES = Path("experiments/results")
+RESULTS = STUDIES / "demo"
 TUNING = Path("experiments/results/tuning.json")
 BENCH = Path("experiments/bench")
 
@@ -54,6 +56,29 @@ def bench(folder: Path) -> str:
     return "\n\n".join(markdown(json.loads(path.read_text())) for path in sorted(folder.glob("*.json")))
 
 
+def studies(root: Path) -> str:
+    """The studies whose results lie in the project: what each asks, its first picture, and where its tables are."""
+    parts = []
+    for page in sorted((root / STUDIES).glob("*/README.md")):
+        study = page.parent.name
+        title, question, *_ = page.read_text().split("\n\n")
+        picture = next(line for line in page.read_text().splitlines() if line.startswith("!["))
+        tables = f"`python -m experiments.studies.{study}`: [tables and pictures]({STUDIES}/{study}/README.md)."
+        parts.append(f"**{title.removeprefix('# ')}.** {question} {tables}\n\n{picture.replace('](', f']({STUDIES}/{study}/')}")
+    return "\n\n".join(parts)
+
+
+def take_over(folder: Path, root: Path) -> None:
+    """Copies a finished demo's or study's files, as far as they belong to the project, into the results."""
+    study = json.loads((folder / "results.json").read_text()).get("study")
+    kept = lambda path: path.suffix in (".md", ".json", ".png")
+    names = [path.name for path in folder.iterdir() if kept(path)] if study else ("results.json", "bars.png", "curves.png")
+    target = root / (STUDIES / study if study else RESULTS)
+    target.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        shutil.copy(folder / name, target / name)
+
+
 def fill(text: str, name: str, content: str) -> str:
     """Replaces what stands between the markers of a name."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
@@ -64,13 +89,13 @@ def fill(text: str, name: str, content: str) -> str:
 def main() -> int:
     """Rewrites both files; returns the exit status."""
     if len(sys.argv) > 1:
-        (ROOT / RESULTS).mkdir(parents=True, exist_ok=True)
-        for name in ("results.json", "bars.png", "curves.png"):
-            shutil.copy(Path(sys.argv[1]) / name, ROOT / RESULTS / name)
+        take_over(Path(sys.argv[1]), ROOT)
     readme = ROOT / "README.md"
     text = fill(readme.read_text(), "techniques", techniques())
     if (ROOT / RESULTS / "results.json").exists():
         text = fill(text, "demo", demo(ROOT / RESULTS))
+    if "<!-- studies:begin -->" in text:
+        text = fill(text, "studies", studies(ROOT))
     readme.write_text(text)
     readme = ROOT / BENCH / "README.md"
     readme.write_text(fill(readme.read_text(), "bench", bench(ROOT / BENCH / "results")))
