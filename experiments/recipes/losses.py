@@ -22,19 +22,19 @@ def maxsup(s: Setting, weight: float = 0.7) -> rj.Recipe:
 
 
 @tuned(weight=(0.1, 0.3, 1.0, 3.0))
-def confidence_penalty(s: Setting, weight: float = 0.3) -> rj.Recipe:
+def confidence_penalty(s: Setting, weight: float = 1.0) -> rj.Recipe:
     """A reward for the entropy of the prediction."""
     return rj.Recipe(loss=partial(rj.losses.confidence_penalty, weight=weight), optimizer=sgd(s))
 
 
 @tuned(gamma=(0.5, 1.0, 2.0, 5.0))
-def focal(s: Setting, gamma: float = 2.0) -> rj.Recipe:
+def focal(s: Setting, gamma: float = 5.0) -> rj.Recipe:
     """Cross-entropy that counts sure answers less."""
     return rj.Recipe(loss=partial(rj.losses.focal, gamma=gamma), optimizer=sgd(s))
 
 
 @tuned(epsilon=(-1.0, 1.0, 2.0, 6.0))
-def poly1(s: Setting, epsilon: float = 1.0) -> rj.Recipe:
+def poly1(s: Setting, epsilon: float = -1.0) -> rj.Recipe:
     """Cross-entropy with another coefficient on the first term of its series."""
     return rj.Recipe(loss=partial(rj.losses.poly1_cross_entropy, epsilon=epsilon), optimizer=sgd(s))
 
@@ -46,13 +46,13 @@ def generalized_cross_entropy(s: Setting, q: float = 0.7) -> rj.Recipe:
 
 
 @tuned(alpha=(0.01, 0.1, 0.3), beta=(1.0, 3.0))
-def symmetric_cross_entropy(s: Setting, alpha: float = 0.1, beta: float = 1.0) -> rj.Recipe:
+def symmetric_cross_entropy(s: Setting, alpha: float = 0.01, beta: float = 3.0) -> rj.Recipe:
     """Cross-entropy beside its reverse."""
     return rj.Recipe(loss=partial(rj.losses.symmetric_cross_entropy, alpha=alpha, beta=beta), optimizer=sgd(s))
 
 
 @tuned(beta=(0.2, 0.4, 0.6, 0.8))
-def bootstrapping(s: Setting, beta: float = 0.8) -> rj.Recipe:
+def bootstrapping(s: Setting, beta: float = 0.4) -> rj.Recipe:
     """The prediction itself as part of the target."""
     return rj.Recipe(loss=partial(rj.losses.bootstrapping, mode="hard", beta=beta), optimizer=sgd(s))
 
@@ -64,7 +64,7 @@ def logit_norm(s: Setting, temperature: float = 0.1) -> rj.Recipe:
 
 
 @tuned(weight=(0.3, 1.0, 3.0, 10.0), rate=(0.3, 0.6))
-def r_drop(s: Setting, weight: float = 3.0, rate: float = 0.6) -> rj.Recipe:
+def r_drop(s: Setting, weight: float = 3.0, rate: float = 0.3) -> rj.Recipe:
     """Two dropout masks for each example, and predictions that agree."""
     twice = lambda key, images, labels: (jnp.concatenate([images, images]), jnp.concatenate([labels, labels]))
 
