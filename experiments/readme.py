@@ -94,8 +94,7 @@ def main() -> int:
     text = fill(readme.read_text(), "techniques", techniques())
     if (ROOT / RESULTS / "results.json").exists():
         text = fill(text, "demo", demo(ROOT / RESULTS))
-    if "<!-- studies:begin -->" in text:
-        text = fill(text, "studies", studies(ROOT))
+    text = fill(text, "studies", studies(ROOT))
     readme.write_text(text)
     readme = ROOT / BENCH / "README.md"
     readme.write_text(fill(readme.read_text(), "bench", bench(ROOT / BENCH / "results")))

@@ -10,6 +10,7 @@ TEXT = (readme.ROOT / "README.md").read_text()
 def test_lists_and_table_are_up_to_date():
     assert readme.fill(TEXT, "techniques", readme.techniques()) == TEXT, "run python -m experiments.readme"
     assert readme.fill(TEXT, "demo", readme.demo(readme.ROOT / readme.RESULTS)) == TEXT, "run python -m experiments.readme"
+    assert readme.fill(TEXT, "studies", readme.studies(readme.ROOT)) == TEXT, "run python -m experiments.readme"
     text = (readme.ROOT / readme.BENCH / "README.md").read_text()
     tables = readme.bench(readme.ROOT / readme.BENCH / "results")
     assert tables and readme.fill(text, "bench", tables) == text, "run python -m experiments.readme"

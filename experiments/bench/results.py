@@ -50,7 +50,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     """The tables of a run: its machine, the bounds with what was measured, and every time."""
     machine = results["machine"]
     threads = f"{machine['threads']} of {machine['cores']} threads"
-    lines = [f"{machine['device']}, {threads}, JAX {machine['jax']}, Python {machine['python']}; {results['turns']} turns."]
+    lines = [f"### {results['suite'].capitalize()}", ""]
+    lines += [f"{machine['device']}, {threads}, JAX {machine['jax']}, Python {machine['python']}; {results['turns']} turns."]
     for panel in results["panels"]:
         lines += ["", f"**{panel['title']}**", ""]
         if panel["bounds"]:

@@ -183,11 +183,47 @@ def tables(judged: Mapping[str, Judged]) -> dict[str, common.Table]:
             ("method", "training images", "test images"), variation
         ),
     }
+    claimed = claims(judged)
+    if claimed:
+        made["Claims, each tried as a paired difference by the t-test at 5 %"] = common.Table(
+            ("claim", "measure", "difference", "here"), claimed
+        )
     if others:
         made["Gains over cross-entropy treated alike, paired over seeds; negative is better but for accuracy"] = common.Table(
             headings(MEASURES), [line(name, variant, tuple(MEASURES), True) for name in others for variant in two]
         )
     return made
+
+
+def claims(judged: Mapping[str, Judged]) -> list[tuple[str, ...]]:
+    """What publications say of the methods, where both sides of a comparison were run: claim, measure, difference, verdict."""
+    ls, ms, ce = "label smoothing", "MaxSup", BASELINE
+    of = lambda measure, variant="plain": lambda values: values.measures[variant][measure]
+    spread = lambda values: values.variation["train"]
+    # Claim, what is measured, of which method, against which, and whether the claim says higher or lower.
+    stated = (
+        ("label smoothing calibrates", "ECE %, as trained", (ls, of("ece")), (ce, of("ece")), -1, 100, 1),
+        ("label smoothing calibrates", "ECE %, temperature", (ls, of("ece", "scaled")), (ce, of("ece", "scaled")), -1, 100, 1),
+        ("label smoothing ranks worse", "AURC x1000", (ls, of("aurc")), (ce, of("aurc")), 1, 1000, 1),
+        ("its ranking is mended by the p-norm", "AURC x1000", (ls, of("aurc", "normalised")), (ls, of("aurc")), -1, 1000, 1),
+        ("that of plain models is hurt by it", "AURC x1000", (ce, of("aurc", "normalised")), (ce, of("aurc")), 1, 1000, 1),
+        ("label smoothing collapses classes", "variation, training", (ls, spread), (ce, spread), -1, 1, 3),
+        ("MaxSup keeps more variation", "variation, training", (ms, spread), (ls, spread), 1, 1, 3),
+        ("MaxSup ranks better", "AURC x1000", (ms, of("aurc")), (ls, of("aurc")), -1, 1000, 1),
+        ("the penalty lowers the ECE", "ECE %", ("confidence penalty", of("ece")), (ce, of("ece")), -1, 100, 1),
+        ("focal loss calibrates", "ECE %", ("focal", of("ece")), (ce, of("ece")), -1, 100, 1),
+        ("PS-KD calibrates", "ECE %", ("PS-KD", of("ece")), (ce, of("ece")), -1, 100, 1),
+        ("PS-KD ranks better", "AURC x1000", ("PS-KD", of("aurc")), (ce, of("aurc")), -1, 1000, 1),
+    )
+    rows = []
+    for text, measure, (name, mine), (rival, theirs), sign, scale, digits in stated:
+        if {name, rival} <= set(judged):
+            value = common.statistic(mine(judged[name]), theirs(judged[rival]))
+            against = f"{name} against {rival}" if name != rival else name
+            rows.append(
+                (f"{text} ({against})", measure, common.shown(value, scale, digits, gain=True), common.verdict(value, sign))
+            )
+    return rows
 
 
 def _variation(judged: Judged, base: Judged, part: str) -> str:

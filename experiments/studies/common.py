@@ -99,6 +99,21 @@ def shown(value: Statistic, scale: float = 1.0, digits: int = 1, *, gain: bool =
     return "" if mean is None else f"{scale * mean:{'+' if gain else ''}.{digits}f} ± {scale * error:.{digits}f}"
 
 
+def verdict(value: Statistic, sign: int) -> str:
+    """Whether a claimed difference shows: by the paired t-test at 5 %.
+
+    Args:
+      value: the measure against that which the claim compares it with.
+      sign: 1 where the claim says higher, -1 for lower.
+
+    Returns:
+      ``held``, ``not shown``, or ``the opposite``.
+    """
+    if value.p_value is None or value.p_value >= 0.05:
+        return "not shown"
+    return "held" if value.gain is not None and sign * value.gain > 0 else "the opposite"
+
+
 class Tasks:
     """The task of every noise, and several of them as one, their seeds in a row: what they share is compiled once.
 

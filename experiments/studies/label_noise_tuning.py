@@ -18,7 +18,7 @@ GRIDS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "baseline": {},
     "generalized_cross_entropy": {"q": (0.5, 0.7, 0.9)},
     "symmetric_cross_entropy": {"alpha": (0.01, 0.03, 0.1, 0.5), "beta": (1.0, 3.0)},
-    "bootstrapping": {"beta": (0.5, 0.8)},
+    "bootstrapping": {"beta": (0.3, 0.4, 0.5, 0.6, 0.8)},
     "elr": {"weight": (3.0, 5.0, 7.0, 12.0)},
     "ps_kd": {"alpha_final": (0.8, 0.95, 1.0)},
     "nested_dropout": {"scale": (0.1, 0.3, 1.0)},

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.bench import __main__ as command
-from experiments.bench import inputs, peers, results, timing
+from experiments.bench import inputs, losses, peers, results, timing
 
 
 def test_subjects_take_turns_and_ratios_are_taken_turn_by_turn():
@@ -40,6 +40,15 @@ def test_transforms_read_and_write_the_batch_once(name):
     assert 2 * batch < counted["bytes"] < 2.2 * batch and counted["temporary"] < 0.05 * batch
 
 
+@pytest.mark.parametrize("name", losses.ONE_NETWORK)
+def test_losses_read_the_logits_about_once_each_way(name):
+    z, y = jax.ShapeDtypeStruct((8192, 1000), jnp.float32), jax.ShapeDtypeStruct((8192,), jnp.int32)
+    counted = timing.cost(jax.value_and_grad(lambda z, y: losses.ONE_NETWORK[name](z, y).mean()), z, y)
+    batch = 4 * 8192 * 1000
+    # Cross-entropy with a gather and its scatter counts 9 batches.
+    assert counted["bytes"] < losses.EXCESS.get(name, 1.5) * 9 * batch
+
+
 def test_bounds_say_by_how_much_they_are_missed():
     run = timing.Subject(lambda: time.sleep(0.002))
     bounds = [results.Bound("slow", "quick", 1e-6), results.Bound("quick", "slow", 1.0)]
@@ -48,7 +57,7 @@ def test_bounds_say_by_how_much_they_are_missed():
     missed, held = measured["bounds"]
     assert not missed["holds"] and held["holds"] and held["ratio"] < 0.5
     machine = {"device": "d", "threads": 1, "cores": 2, "jax": "0", "python": "3"}
-    text = results.markdown({"machine": machine, "turns": 3, "panels": [measured]})
+    text = results.markdown({"suite": "inputs", "machine": machine, "turns": 3, "panels": [measured]})
     assert "times over" in text and "| holds |" in text and text.count("\n| slow |") == 2
 
 

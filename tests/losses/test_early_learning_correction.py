@@ -74,6 +74,22 @@ def test_gradients_go_through_mixture_predictions_and_weights(x64):
     assert 0 < (alone > 0).sum() < 4
 
 
+def test_gradients_of_whole_images_in_float32():
+    """Fused differently from those of a few pixels: sums of products over scales, written out, came out wrong on a CPU."""
+    rng = np.random.default_rng(2)
+    z, labels = rng.normal(size=(3, 4, 24, 24, 4)), rng.integers(0, 4, (4, 24, 24))
+    direction, h = rng.normal(size=z.shape), 1e-4
+    low = lambda x: jnp.asarray(x, jnp.float32)
+    got = jax.jvp(lambda z: both(z, labels, low(WEIGHTS), 0.0), (low(z),), (low(direction),))[1]
+    back = [
+        jnp.vdot(jax.jit(jax.grad(lambda z, i=i: both(z, labels, low(WEIGHTS), 0.0)[i]))(low(z)), low(direction)) for i in (0, 1)
+    ]
+    with jax.enable_x64(True):
+        want = (both(z + h * direction, labels, WEIGHTS, 0.0) - both(z - h * direction, labels, WEIGHTS, 0.0)) / (2 * h)
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(back, want, rtol=1e-3, atol=1e-5)
+
+
 def test_odd_inputs_stay_finite_and_wrong_labels_are_seen():
     for logits in (np.full_like(LOGITS, -1e4), np.where(LOGITS > 0, 1e4, -1e4)):
         assert np.isfinite(both(logits.astype(np.float32), LABELS, WEIGHTS.astype(np.float32), 0.5)).all()
