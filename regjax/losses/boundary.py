@@ -97,7 +97,9 @@ def boundary_distillation(
       body_weight: at least 0, default 20. Both weights 0 give 0.
       edge_temperature: above 0, default 1.
       body_temperature: above 0, default 1.
-      mask_logits: whether the logits are multiplied by the masks (default) before their softmax.
+      mask_logits: whether the logits are multiplied by the masks (default) before their softmax. Masked zeros among logits
+        that are all negative become the surest classes: on generated shapes, at the default weights, students reached an
+        IoU of 0.567 and 0.573 (two seeds) with True, and 0.915 and 0.930 with False.
       axis_name: the mapped axis, or a tuple of them, over which the batch is split under ``shard_map`` or ``pmap``: sums
         and counts are added over it. Gradients averaged over it are then those of the whole batch.
 
