@@ -30,4 +30,4 @@ test-fast: env
 		tests/test_catalog.py tests/contracts/test_cards.py tests/contracts/test_memory.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info .cache .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for every test, and float64 where a test asks for it."""
 
 import os
+import pathlib
 import resource
 
 # Tests compile far more than they run: less optimisation, and a thread for each of the two test processes.
@@ -14,6 +15,12 @@ os.environ["XLA_FLAGS"] = " ".join([_GIVEN, *(flag for flag in _FLAGS if flag.sp
 
 import jax  # noqa: E402  (the flags must stand before JAX starts its backend)
 import pytest  # noqa: E402
+
+# Compiling is most of the work: the two processes share what they compile, and a next run finds it all.
+if not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture

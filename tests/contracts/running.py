@@ -11,14 +11,19 @@ def is_float(leaf) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
+def on_host(example: Example, dtype=jnp.float32, replacements=None):
+    """The arguments as NumPy arrays, floats cast to ``dtype``: what tests do to them on the host compiles nothing."""
+    values = {**example.arrays, **(replacements or {})}
+    return jax.tree.map(lambda x: np.asarray(x).astype(dtype) if is_float(x) else _array(x), values)
+
+
+def _array(x):
+    return x if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)
+
+
 def arrays(example: Example, dtype=jnp.float32, replacements=None):
     """The arguments on the device, floats cast to ``dtype``."""
-    values = {**example.arrays, **(replacements or {})}
-    return {name: cast(tree, dtype) for name, tree in values.items()}
-
-
-def cast(tree, dtype):
-    return jax.tree.map(lambda x: jnp.asarray(x, dtype) if is_float(x) else jnp.asarray(x), tree)
+    return jax.tree.map(jnp.asarray, on_host(example, dtype, replacements))
 
 
 KEY = jax.random.key(0)
@@ -107,10 +112,10 @@ def weighted_sum(tree):
 
 def variant(example: Example, index: int, dtype=jnp.float32):
     """The arguments of a second and third problem of the same shapes: rows reversed, floats of the rows shrunk a little."""
-    values = arrays(example, dtype)
+    values = on_host(example, dtype)
     for name in example.rows:
         factor = 1.0 - 0.01 * index
-        turned = jax.tree.map(lambda x: jnp.flip(x, 0) if index % 2 else x, values[name])
+        turned = jax.tree.map(lambda x: np.flip(x, 0) if index % 2 else x, values[name])
         shrink = example.result == "rows" and name in example.wrt
         values[name] = jax.tree.map(lambda x, s=shrink, f=factor: (x * f).astype(x.dtype) if s and is_float(x) else x, turned)
     return values
