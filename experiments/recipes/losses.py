@@ -51,7 +51,7 @@ def symmetric_cross_entropy(s: Setting, alpha: float = 0.01, beta: float = 3.0) 
     return rj.Recipe(loss=partial(rj.losses.symmetric_cross_entropy, alpha=alpha, beta=beta), optimizer=sgd(s))
 
 
-@tuned(beta=(0.2, 0.4, 0.6, 0.8))
+@tuned(beta=(0.2, 0.3, 0.4, 0.6, 0.8))
 def bootstrapping(s: Setting, beta: float = 0.4) -> rj.Recipe:
     """The prediction itself as part of the target."""
     return rj.Recipe(loss=partial(rj.losses.bootstrapping, mode="hard", beta=beta), optimizer=sgd(s))
