@@ -100,8 +100,9 @@ def adaptive_calibration_error(confidences: Any, correct: Any, *, num_bins: int 
       .. math:: \sum_b \frac{n_b}{N} \left\lvert \overline{confidence}_b - \overline{correct}_b \right\rvert,
         \quad b_i = floor(M n_i / N)
 
-      with :math:`n_i` the number of less confident examples. Of distinct confidences the bins hold N / M each, rounded up or down; equal ones share a bin, so that the order of the
-      examples does not matter. Where most confidences are near 1, the bins are narrow there.
+      with :math:`n_i` the number of less confident examples. Of distinct confidences the bins hold N / M each, rounded up or
+      down; equal ones share a bin, so that the order of the examples does not matter. Where most confidences are near 1, the
+      bins are narrow there.
 
     Args:
       confidences: float ``[N]`` in [0, 1], the probability of the predicted class.
