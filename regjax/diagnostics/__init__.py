@@ -24,6 +24,7 @@ from regjax.diagnostics.inversion import (
     reconstruction_mse,
     total_variation,
 )
+from regjax.diagnostics.iou import IoUHistory, iou_history
 from regjax.diagnostics.label_graph import tree_distances
 from regjax.diagnostics.logit_adjustment import adjust_logits
 from regjax.diagnostics.memorization import MemorizationCurves, memorization_curves, memorization_epoch
@@ -53,6 +54,7 @@ from regjax.diagnostics.zero_shot import SeenUnseenArea, SeenUnseenCurve, ausuc,
 
 __all__ = [
     "DropoutInversion",
+    "IoUHistory",
     "LabelSmoothingParts",
     "LogitNormSearch",
     "MCDropoutStatistics",
@@ -76,6 +78,7 @@ __all__ = [
     "gradient_cosine_distance",
     "gradient_direction_error",
     "gradient_direction_variance",
+    "iou_history",
     "label_smoothing_decomposition",
     "mc_dropout_statistics",
     "mc_predict",

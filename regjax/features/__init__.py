@@ -11,9 +11,11 @@ from regjax.features.calibration import (
 from regjax.features.distillation import feature_distillation
 from regjax.features.knowledge_transfer import probabilistic_knowledge_transfer
 from regjax.features.neural_collapse import between_class_angle, neural_collapse, within_class_collapse
+from regjax.features.running_statistics import RunningClassStatistics, running_class_statistics
 
 __all__ = [
     "ClassStatistics",
+    "RunningClassStatistics",
     "apply_class_gaussians",
     "between_class_angle",
     "calibrate_tail_statistics",
@@ -22,6 +24,7 @@ __all__ = [
     "probabilistic_knowledge_transfer",
     "representation_anchor",
     "robust_class_statistics",
+    "running_class_statistics",
     "sample_class_gaussians",
     "within_class_collapse",
 ]
