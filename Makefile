@@ -26,7 +26,7 @@ test: env lint
 	$(BIN)/pytest -n 2 --dist worksteal --doctest-modules regjax tests
 
 test-fast: env
-	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" tests/core tests/losses tests/gradients tests/test_bridges.py \
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" tests/core tests/losses tests/gradients \
 		tests/test_catalog.py tests/contracts/test_cards.py tests/contracts/test_memory.py
 
 clean:

@@ -150,7 +150,14 @@ def test_the_study_of_label_noise_writes_its_folder(tmp_path, monkeypatch, capsy
     text = label_noise.study(config, quiet=True)
     assert calls == [label_noise.METHODS["cross-entropy"], label_noise.METHODS["GCE"]]
     pictures = {f"{name}.{kind}" for name in ("accuracy", "memorization") for kind in ("png", "svg")}
-    assert {path.name for path in out.iterdir()} == {*pictures, "README.md", "results.json", "accuracy.txt", "memorized.txt"}
+    assert {path.name for path in out.iterdir()} == {
+        *pictures,
+        "README.md",
+        "results.json",
+        "accuracy.txt",
+        "claims.txt",
+        "memorized.txt",
+    }
     held = json.loads((out / "results.json").read_text())
     assert held["epochs"] == [1, 2] and list(held["methods"]["GCE"]) == ["clean", *NOISES]
     assert "60 training images" in (out / "README.md").read_text() and "cross-entropy" in text
