@@ -97,12 +97,14 @@ class Record(NamedTuple):
       features: of the same images, ``[S, M, D]``.
       predictions: the classes predicted for the training examples at every point, ``[S, points, N]``.
       curves: as in `RunResult`, ``[S, points]`` each.
+      judged: the classes predicted for the judging split at every point, ``[S, points, M]``.
     """
 
     logits: Any
     features: Any
     predictions: Any
     curves: Mapping[str, Any]
+    judged: Any
 
 
 def resolved_seeds_by(config: RunConfig) -> str:
@@ -295,17 +297,17 @@ def _one_seed(pipeline: Pipeline, task: Task, key: jax.Array, data: SeedData, in
 
     def one_point(state: rj.TrainState, epochs: jax.Array) -> Any:
         state, losses = jax.lax.scan(one_epoch, state, epochs)
-        logits = pipeline.predict(state, data.eval_images).logits
+        judged = jnp.argmax(pipeline.predict(state, data.eval_images).logits, -1)
         seen = jnp.argmax(pipeline.predict(state, data.images).logits, -1)
         curves = {
-            "accuracy": jnp.mean((jnp.argmax(logits, -1) == data.eval_labels).astype(jnp.float32)),
+            "accuracy": jnp.mean((judged == data.eval_labels).astype(jnp.float32)),
             "train_accuracy": jnp.mean((seen == data.labels).astype(jnp.float32)),
             "memorized": jnp.sum(wrong & (seen == data.labels)) / jnp.maximum(jnp.sum(wrong), 1),
             "train_loss": jnp.mean(losses[-1]),
         }
-        return state, (curves, seen)
+        return state, (curves, seen, judged)
 
     epochs = jnp.arange(task.config.epochs).reshape(task.config.points, -1)
-    state, (curves, seen) = jax.lax.scan(one_point, pipeline.init(init_key, *initial, labels=data.labels), epochs)
+    state, (curves, seen, judged) = jax.lax.scan(one_point, pipeline.init(init_key, *initial, labels=data.labels), epochs)
     out = pipeline.predict(state, data.eval_images)
-    return Record(out.logits, out.features, seen, curves)
+    return Record(out.logits, out.features, seen, curves, judged)

@@ -1,4 +1,4 @@
-"""Reliability diagrams, risk-coverage curves, memorisation curves and means over seeds."""
+"""Reliability diagrams, risk-coverage curves, memorisation curves, spectra and means over seeds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 
 _bins = jax.jit(rj.diagnostics.reliability_bins, static_argnames="num_bins")
 _curves = jax.jit(jax.vmap(rj.diagnostics.risk_coverage))
+_density = jax.jit(rj.diagnostics.spectral_density)
 
 
 def reliability_diagram(axes: Any, confidences: Any, correct: Any, *, num_bins: int = 15, title: str = "") -> None:
@@ -102,6 +103,27 @@ def memorization_panels(epochs: Sequence[int], curves: Mapping[str, Mapping[str,
     figure.supylabel("percent", fontsize=9)
     figure.suptitle(f"Wrongly labelled training images, predicted ... ({title})", fontsize=10)
     return figure
+
+
+def spectral_density(axes: Any, ritz_values: Any, weights: Any, *, num_rows: int, label: str = "", **style: Any) -> None:
+    """Draws how many eigenvalues of a curvature matrix lie where, on a logarithmic scale, and marks the Ritz values.
+
+    Args:
+      axes: matplotlib axes.
+      ritz_values: of `regjax.diagnostics.stochastic_lanczos` ``[k, m]``, or of one probe ``[m]``.
+      weights: of the same shape.
+      num_rows: of the matrix, the number of parameters: the curve is the density times it, so that its area counts eigenvalues.
+      label: in the legend.
+      **style: of matplotlib's ``plot``.
+    """
+    values, weights = (np.atleast_2d(np.asarray(x, np.float32)) for x in (ritz_values, weights))
+    grid, density = jax.device_get(_density(values, weights))
+    (line,) = axes.plot(grid, num_rows * density, label=label, **style)
+    # Below a hundredth of an eigenvalue there is nothing but the tails of the Gaussians.
+    axes.set(xlabel="eigenvalue", ylabel="eigenvalues per unit", yscale="log", ylim=(0.01, None))
+    for row, kept in zip(values, weights > 0, strict=True):
+        axes.plot(row[kept], np.full(kept.sum(), 0.03), "|", color=line.get_color(), markersize=8)
+    bare(axes)
 
 
 def bare(axes: Any) -> None:

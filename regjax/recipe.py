@@ -5,6 +5,7 @@ Nothing in the library needs this module: every technique works alone in any tra
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +15,7 @@ import optax
 
 from regjax import layers
 from regjax.core import checks, trees
-from regjax.core.strength import accepts, at_step
+from regjax.core.strength import accepts, at_step, positional_count
 from regjax.core.types import Array, Key, Learned, PyTree, Stateful, Strength
 from regjax.losses import label_smoothing
 
@@ -86,9 +87,16 @@ class Recipe:
       layers: what the model does at its own places: see `Hooks`.
       features: pairs ``(strength, f)`` with ``f(features, labels) -> scalar``, or `Learned` with its own parameters.
       loss: ``f(logits, labels) -> [B]``, or `Stateful` with ``apply(state, logits, labels, indices)``.
+      attack: ``f(loss_fn, params, images, labels, key=) -> images``, such as ``partial(pgd_attack, epsilon=0.1)``: what the model
+        trains on in place of the images.
+      local: pairs ``(strength, f)`` with ``f(logits_fn) -> g``, ``g(params, key, images)`` or ``g(params, key, images, labels)``
+        ``-> scalar``, such as ``partial(vat, epsilon=1.0)``: penalties on the function around the images as they were before
+        the attack.
       penalties: pairs ``(strength, f)`` with ``f(params) -> scalar``, or `Stateful` with ``apply(state, params)``; added to
         the loss inside the objectives.
-      objectives: ``f(loss_fn, has_aux=True) -> loss_fn``; the first one is innermost.
+      objectives: ``f(loss_fn, has_aux=True) -> loss_fn``; the first one is innermost. One whose argument is called
+        ``per_example_loss_fn`` stands first, and gets ``[B]`` losses with the penalties added to each, and one that returns
+        `Stateful` stands last.
       gradients: optax transformations of the raw gradient, before the optimiser.
       optimizer: the optax optimiser.
       weights: optax transformations of the update, after the optimiser: decoupled decay, proximal steps.
@@ -99,6 +107,8 @@ class Recipe:
     layers: Hooks = Hooks()
     features: tuple[tuple[Strength, Callable[..., Array] | Learned], ...] = ()
     loss: Callable[..., Array] | Stateful = cross_entropy
+    attack: Callable[..., Array] | None = None
+    local: tuple[tuple[Strength, Callable[..., Callable[..., Array]]], ...] = ()
     penalties: tuple[tuple[Strength, Callable[..., Array] | Stateful], ...] = ()
     objectives: tuple[Callable[..., Callable[..., Any]], ...] = ()
     gradients: tuple[optax.GradientTransformation, ...] = ()
@@ -108,10 +118,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuses what is not of the form that a field takes."""
-        for field in ("inputs", "features", "penalties", "objectives", "gradients", "weights"):
+        for field in ("inputs", "features", "local", "penalties", "objectives", "gradients", "weights"):
             if not isinstance(getattr(self, field), tuple):
                 checks.fail("Recipe", field, "a tuple", getattr(self, field))
-        for field in ("features", "penalties"):
+        for field in ("features", "local", "penalties"):
             for pair in getattr(self, field):
                 if not (isinstance(pair, tuple) and len(pair) == 2):
                     checks.fail("Recipe", field, "a tuple of pairs (strength, function)", pair)
@@ -154,7 +164,7 @@ def make_train_step(
     """Makes the training step of a recipe: inputs, layers, features, loss, penalties, objectives, gradients, weights.
 
     Formula:
-      ``loss(params) = objectives(mean(loss(model(inputs(batch)), labels)) + sum strength * feature + sum strength * penalty)``,
+      ``loss(params) = objectives(mean(loss(model(attack(inputs(batch))), labels)) + sum strength * (feature, local, penalty))``,
       ``params <- params + weights(optimizer(gradients(grad loss)))``.
 
     Args:
@@ -194,6 +204,7 @@ def make_train_step(
         checks.fail(name, "recipe", "a regjax.Recipe", recipe)
     transform, feature_transform = recipe.transform(), recipe.feature_optimizer
     takes_soft_labels = bool(recipe.inputs) or recipe.layers.manifold is not None
+    by_example = bool(recipe.objectives) and _takes_examples(recipe.objectives[0])
 
     def init(key: Key, params: PyTree, model_state: PyTree = None, labels: Array | None = None) -> TrainState:
         key, *keys = jax.random.split(key, 3)
@@ -206,6 +217,8 @@ def make_train_step(
         if isinstance(recipe.loss, Stateful):
             known = {"labels": labels} if labels is not None and accepts(recipe.loss.init, "labels") else {}
             memory["loss"] = recipe.loss.init(**known)
+        if isinstance(outermost := _wrapped(recipe.objectives, lambda params: jnp.zeros(())), Stateful):
+            memory["objectives"] = outermost.init(params)
         opt_state = {"model": transform.init(params), "features": feature_transform.init(learned)}
         model_state = {} if model_state is None else model_state
         return TrainState(jnp.zeros((), jnp.int32), params, learned, opt_state, model_state, memory, key)
@@ -228,17 +241,29 @@ def make_train_step(
             mix = lambda place, x: layers.mix_features(x, lam=lams[place], partner=partner) if place < len(lams) else x
             labels = layers.mix_features(labels, lam=lam, partner=partner)
             hooks = dataclasses.replace(hooks, mix=mix)
-        out = apply_fn(params, model_state, images, key=layer_key, hooks=hooks, training=True)
+        forward = lambda params, images: apply_fn(params, model_state, images, key=layer_key, hooks=hooks, training=True)
+
+        before = images
+        if recipe.attack is not None:
+            fn = cross_entropy if isinstance(recipe.loss, Stateful) else at_step(recipe.loss, step)
+            attacked = lambda params, images, labels: jnp.mean(_sampled(fn, forward(params, images).logits, labels, batch))
+            images = at_step(recipe.attack, step)(attacked, params, images, labels, key=jax.random.fold_in(key, 2))
+        out = forward(params, images)
 
         per_example, loss_memory = _loss(recipe.loss, out.logits, labels, batch, memory, step, steps_per_epoch, axis_name)
         total = jnp.mean(per_example)
         metrics = {"task_loss": total}
         for value in _features(recipe.features, learned, out.features, hard_labels, step):
             total = total + value
+        if recipe.local:
+            logits_fn = lambda params, images: forward(params, images).logits
+            total = total + _local(recipe.local, logits_fn, params, jax.random.fold_in(key, 3), before, labels, step)
         penalty, penalty_memory = _penalties(recipe.penalties, params, memory["penalties"], step)
         metrics["penalty"] = penalty
         new_memory = {**memory, "penalties": penalty_memory, **({"loss": loss_memory} if "loss" in memory else {})}
-        return total + penalty, (out.state, new_memory, metrics)
+        total = total + penalty
+        value = per_example + (total - metrics["task_loss"]) if by_example else total
+        return value, (out.state, new_memory, metrics)
 
     def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, Mapping[str, Array]]:
         key = jax.random.fold_in(state.key, state.step)
@@ -247,9 +272,11 @@ def make_train_step(
 
         def total(params: PyTree, learned: PyTree) -> Any:
             carried = {"learned": learned, "model_state": state.model_state, "memory": state.memory, "step": state.step}
-            objective: Callable[..., Any] = functools.partial(loss_fn, **carried)
-            for wrap in recipe.objectives:
-                objective = wrap(objective, has_aux=True)
+            objective = _wrapped(recipe.objectives, functools.partial(loss_fn, **carried))
+            if isinstance(objective, Stateful):
+                kept = state.memory["objectives"]
+                value, (kept, (model_state, memory, metrics)) = objective.apply(kept, params, batch, key, step=state.step)
+                return value, (model_state, {**memory, "objectives": kept}, metrics)
             return objective(params, batch, key, step=state.step) if recipe.objectives else objective(params, batch, key)
 
         # Only the model's parameters pass through the objectives: centres and the like are not perturbed.
@@ -268,6 +295,21 @@ def make_train_step(
         return TrainState(state.step + 1, params, learned, opt_states, model_state, memory, state.key), metrics
 
     return TrainStep(init, step)
+
+
+def _takes_examples(objective: Callable[..., Any]) -> bool:
+    return "per_example_loss_fn" in inspect.signature(objective).parameters
+
+
+def _wrapped(objectives: tuple[Callable[..., Any], ...], loss_fn: Callable[..., Any]) -> Any:
+    """The loss with all objectives around it: a loss function, or `Stateful`."""
+    for i, wrap in enumerate(objectives):
+        if isinstance(loss_fn, Stateful):
+            checks.fail("make_train_step", "objectives", "a tuple in which what keeps a memory is the last", objectives)
+        if i and _takes_examples(wrap):
+            checks.fail("make_train_step", "objectives", "a tuple whose first alone takes a loss per example", objectives)
+        loss_fn = wrap(loss_fn, has_aux=True)
+    return loss_fn
 
 
 def _ungrouped(aux: Any, state: TrainState) -> Any:
@@ -290,13 +332,9 @@ def _loss(
     loss: Any, logits: Array, labels: Array, batch: Any, memory: Any, step: Array, steps_per_epoch: int, axis_name: str | None
 ) -> tuple[Array, Any]:
     """The loss of each example; logits with a leading axis of samples are averaged over it after the loss."""
-    sampled = logits.ndim == batch["label"].ndim + (2 if jnp.issubdtype(batch["label"].dtype, jnp.integer) else 1)
     if not isinstance(loss, Stateful):
-        fn = at_step(loss, step)
-        if sampled:
-            return jnp.mean(jax.vmap(lambda z: fn(z, labels))(logits), axis=0), None
-        return fn(logits, labels), None
-    if sampled:
+        return _sampled(at_step(loss, step), logits, labels, batch), None
+    if _has_samples(logits, batch):
         expected = "one that reduces its samples to logits [B, K] (reduce='logits') beside a loss with memory"
         checks.fail("make_train_step", "layers.head", expected, logits)
     if "index" not in batch:
@@ -309,6 +347,28 @@ def _loss(
         whole = jax.lax.all_gather((jax.lax.stop_gradient(logits), labels, batch["index"]), axis_name, tiled=True)
         _, new_memory = loss.apply(memory["loss"], *whole, **extra)
     return values, new_memory
+
+
+def _has_samples(logits: Array, batch: Any) -> bool:
+    return logits.ndim == batch["label"].ndim + (2 if jnp.issubdtype(batch["label"].dtype, jnp.integer) else 1)
+
+
+def _sampled(fn: Callable[..., Array], logits: Array, labels: Array, batch: Any) -> Array:
+    """A loss without memory, averaged over the samples where the head gives several."""
+    if _has_samples(logits, batch):
+        return jnp.mean(jax.vmap(lambda z: fn(z, labels))(logits), axis=0)
+    return fn(logits, labels)
+
+
+def _local(pairs: Any, logits_fn: Any, params: PyTree, key: Key, images: Array, labels: Array, step: Array) -> Array:
+    """The sum of the penalties on the function around the images, with their strengths."""
+    total = jnp.zeros(())
+    for i, (strength, make) in enumerate(pairs):
+        fn = at_step(make, step)(logits_fn)
+        known = (labels,) if positional_count(fn) > 3 else ()
+        value = fn(params, jax.random.fold_in(key, i), images, *known)
+        total = total + (strength(step) if callable(strength) else strength) * value
+    return total
 
 
 def _features(pairs: Any, learned: Any, features: Array, labels: Array, step: Array) -> list[Array]:

@@ -103,6 +103,79 @@ def test_every_stage_in_its_place_equals_the_step_written_out():
     assert_close(got.model_state, clean)
 
 
+def test_attacks_and_local_penalties_see_the_training_pass_around_the_images():
+    """The model trains on the attacked images; the penalties are taken around the images before, with other keys."""
+
+    def bright(loss_fn, params, images, labels, *, key, size: Strength):
+        gradient = jax.grad(loss_fn, argnums=1)(params, images, labels)
+        return jax.lax.stop_gradient(images + size * jnp.sign(gradient) + 1e-3 * jax.random.normal(key, images.shape))
+
+    def slope(logits_fn, *, power: Strength):
+        return lambda params, key, images: jnp.mean(jnp.abs(logits_fn(params, images + 0.1)) ** power)
+
+    def labelled(logits_fn):
+        return lambda params, key, x, y: jnp.mean(logits_fn(params, x)[:, 0] * y) + jax.random.uniform(key) * jnp.mean(x)
+
+    doubled = optax.linear_schedule(0.1, 0.3, 2)
+    recipe = rj.Recipe(
+        inputs=(functools.partial(rj.inputs.cutout, length=2),),
+        attack=functools.partial(bright, size=doubled),
+        local=((doubled, functools.partial(slope, power=lambda step: 2.0)),),
+        optimizer=optax.sgd(0.1),
+    )
+    train, state = make(recipe)
+    got, metrics = jax.jit(train.step)(state, BATCH)
+    labels = jax.nn.one_hot(BATCH["label"], K)
+
+    key = jax.random.fold_in(state.key, 0)
+    images, _ = rj.inputs.cutout(jax.random.fold_in(jax.random.split(key)[0], 0), BATCH["image"], length=2)
+    forward = lambda params, x: apply_fn(params, STATE, x, key=KEY, hooks=rj.Hooks(), training=True).logits
+    task = lambda params, x, y: rj.losses.label_smoothing(forward(params, x), y, alpha=0.0).mean()
+    attacked = bright(task, PARAMS, images, labels, key=jax.random.fold_in(key, 2), size=0.1)
+    assert float(jnp.max(jnp.abs(attacked - images))) > 0.09
+
+    def loss_fn(params):
+        return task(params, attacked, labels) + 0.1 * jnp.mean(forward(params, images + 0.1) ** 2)
+
+    value, grads = jax.value_and_grad(loss_fn)(PARAMS)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    assert_close(got.params, jax.tree.map(lambda p, g: p - 0.1 * g, PARAMS, grads))
+    # Labels, as class ids where nothing mixes them, and a key of its own go to a penalty that asks for four arguments.
+    train, state = make(rj.Recipe(local=((0.5, labelled),)))
+    _, metrics = jax.jit(train.step)(state, BATCH)
+    draw = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(state.key, 0), 3), 0))
+    x, y = BATCH["image"], BATCH["label"]
+    want = task(PARAMS, x, y) + 0.5 * (jnp.mean(forward(PARAMS, x)[:, 0] * y) + draw * jnp.mean(x))
+    np.testing.assert_allclose(metrics["loss"], want, rtol=1e-5)
+
+
+def test_objectives_of_losses_per_example_and_with_memory():
+    labels_arg = lambda batch, key: batch["label"]
+    rare = functools.partial(rj.objectives.imbsam, class_counts=[9, 9, 2], tail_threshold=5, rho=0.3, labels_arg=labels_arg)
+    features = ((0.1, lambda features, labels: jnp.mean(features**2)),)
+    look = functools.partial(rj.objectives.look_sam, rho=0.3, period=2)
+    train, state = make(rj.Recipe(objectives=(rare, look), features=features, optimizer=optax.sgd(0.1)))
+    step = jax.jit(train.step)
+    states = [state, *(state := step(state, BATCH)[0] for _ in range(2))]
+
+    def losses(params, batch, key):
+        out = apply_fn(params, STATE, batch["image"], key=KEY, hooks=rj.Hooks(), training=True)
+        return rj.losses.label_smoothing(out.logits, batch["label"], alpha=0.0) + 0.1 * jnp.mean(out.features**2), out.state
+
+    written = rj.objectives.look_sam(rare(losses, has_aux=True), rho=0.3, period=2, has_aux=True)
+    params, memory = PARAMS, written.init(PARAMS)
+    for i in range(2):
+        (_, (memory, _)), grads = jax.value_and_grad(written.apply, argnums=1, has_aux=True)(memory, params, BATCH, KEY)
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+        assert_close(states[i + 1].params, params)
+        assert int(states[i + 1].model_state["count"]) == i + 1
+    assert_close(states[2].memory["objectives"], memory)
+    for order in ((look, rj.objectives.sam), (rj.objectives.sam, rare)):
+        with pytest.raises(ValueError, match="make_train_step: objectives"):
+            train, state = make(rj.Recipe(objectives=order))
+            train.step(state, BATCH)
+
+
 STATEFUL = {
     "elr": lambda: rj.Recipe(loss=rj.losses.elr(N, K)),
     "ps_kd": lambda: rj.Recipe(loss=rj.losses.ps_kd(N, K, total_epochs=4)),
@@ -250,6 +323,7 @@ def test_bad_recipes_are_named():
         ("inputs", rj.inputs.mixup, "inputs must be a tuple"),
         ("penalties", (rj.weights.l2,), "pairs"),
         ("penalties", ((float("nan"), rj.weights.l2),), "finite"),
+        ("local", ((-jnp.inf, rj.weights.l2),), "finite"),
         ("layers", {"dropout": 0.5}, "layers must be a regjax.Hooks"),
     ):
         with pytest.raises(ValueError, match=text):

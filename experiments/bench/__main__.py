@@ -20,7 +20,8 @@ class BenchConfig:
     Attributes:
       suite: the techniques of which stage.
       shapes: names of batches, by default those of the suite: for inputs ``32`` is [256, 32, 32, 3], ``224`` [64, 224, 224, 3],
-        ``tiny`` [8, 16, 16, 3]; for losses ``1k`` is [8192, 1000], ``32k`` [4096, 32000], ``tiny`` [16, 8].
+        ``tiny`` [8, 16, 16, 3]; for losses ``1k`` is [8192, 1000], ``32k`` [4096, 32000], ``tiny`` [16, 8];
+        for objectives ``mlp``, ``wide`` and ``resnet`` are networks.
       threads: cores that every library may use; 0 for all.
       turns: how often every subject runs, in turns.
       seconds: the least time of a subject in a turn.
@@ -28,7 +29,7 @@ class BenchConfig:
       json: prints the results as JSON in place of the tables.
     """
 
-    suite: Literal["inputs", "losses"] = "inputs"
+    suite: Literal["inputs", "losses", "objectives"] = "inputs"
     shapes: tuple[str, ...] = ()
     threads: int = 1
     turns: int = 15

@@ -1,6 +1,7 @@
 """The same work done by other libraries, where they are installed: ``pip install .[bench]``."""
 
 import importlib
+import itertools
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -103,6 +104,101 @@ def timm_randaugment(pixels: np.ndarray) -> dict[str, Subject]:
         subjects[f"timm RandAugment {kind}"] = Subject(partial(alone, augment))
         subjects[f"timm RandAugment {kind}, arrays to batch"] = Subject(partial(whole, augment))
     return subjects
+
+
+def torch_sam(
+    shape: tuple[int, ...], x: np.ndarray, y: np.ndarray, *, rho: float, rate: float, momentum: float, threads: int
+) -> dict[str, Subject]:
+    """A plain step of PyTorch, and one of SAM as its users write it: two backward passes, the weights moved and put back.
+
+    The networks are those of `experiments.bench.objectives`, run eagerly, as PyTorch users do.
+    """
+    if not available("torch"):
+        return {}
+    import torch
+
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    torch.manual_seed(0)
+    network: Callable[[], Any] = partial(_torch_resnet, shape[2]) if len(shape) == 3 else partial(_torch_mlp, shape[1:])
+    images = torch.from_numpy(np.array(x if x.ndim == 2 else x.transpose(0, 3, 1, 2)))
+    labels = torch.from_numpy(np.array(y)).long()
+
+    def prepared() -> tuple[Any, Any, Any]:
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum)
+        backward = lambda: torch.nn.functional.cross_entropy(model(images), labels).backward()
+        return list(model.parameters()), optimizer, backward
+
+    _, optimizer, backward = prepared()
+
+    def plain() -> None:
+        optimizer.zero_grad()
+        backward()
+        optimizer.step()
+
+    weights, base, ascent = prepared()
+
+    @torch.no_grad()
+    def climb() -> list[Any]:
+        norm = torch.norm(torch.stack([weight.grad.norm() for weight in weights]))
+        kept = [weight.clone() for weight in weights]
+        for weight in weights:
+            weight.add_(weight.grad * (rho / (norm + 1e-12)))
+        return kept
+
+    @torch.no_grad()
+    def put_back(kept: list[Any]) -> None:
+        for weight, old in zip(weights, kept, strict=True):
+            weight.copy_(old)
+
+    def sam() -> None:
+        base.zero_grad()
+        ascent()
+        kept = climb()
+        base.zero_grad()
+        ascent()
+        put_back(kept)
+        base.step()
+
+    return {"PyTorch plain step": Subject(plain), "PyTorch SAM": Subject(sam)}
+
+
+def _torch_mlp(sizes: tuple[int, ...]) -> Any:
+    from torch import nn
+
+    layers: list[Any] = []
+    for before, after in itertools.pairwise(sizes):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _torch_resnet(width: int) -> Any:
+    """`experiments.models.ResNet` with one block a stage."""
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self, before: int, after: int, stride: int) -> None:
+            super().__init__()
+            conv = lambda i, o, k, s: nn.Conv2d(i, o, k, s, padding=k // 2, bias=False)
+            self.branch = nn.Sequential(
+                conv(before, after, 3, stride), nn.BatchNorm2d(after), nn.ReLU(), conv(after, after, 3, 1), nn.BatchNorm2d(after)
+            )
+            self.project = conv(before, after, 1, stride) if before != after else nn.Identity()
+
+        def forward(self, x: Any) -> Any:
+            return nn.functional.relu(self.project(x) + self.branch(x))
+
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        Block(width, width, 1),
+        Block(width, 2 * width, 2),
+        Block(2 * width, 4 * width, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4 * width, 10),
+    )
 
 
 def _compiled(layer: Any, batch: Any) -> Callable[[], Any]:

@@ -8,21 +8,22 @@ from experiments.bench.timing import Subject, alternate, ratio
 
 
 class Bound(NamedTuple):
-    """A promise: the time of one subject, or the bytes that XLA counts for it, is at most so many times that of another."""
+    """A promise: the time of one subject, or what XLA counts for it, is at most so many times that of another."""
 
     subject: str
     against: str
     at_most: float
-    quantity: Literal["time", "bytes"] = "time"
+    quantity: Literal["time", "bytes", "flops", "temporary"] = "time"
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """Subjects that take turns, and the bounds between them."""
+    """Subjects that take turns, and the bounds between them; with a baseline, all costs are shown as multiples of its own."""
 
     title: str
     subjects: Mapping[str, Subject]
     bounds: Sequence[Bound]
+    baseline: str | None = None
 
 
 def measure(panel: Panel, *, turns: int, seconds: float) -> dict[str, Any]:
@@ -41,9 +42,20 @@ def measure(panel: Panel, *, turns: int, seconds: float) -> dict[str, Any]:
         if bound.quantity == "time":
             middle, low, high = ratio(times[bound.subject], times[bound.against])
         else:
-            middle = low = high = subjects[bound.subject]["cost"]["bytes"] / subjects[bound.against]["cost"]["bytes"]
+            middle = low = high = _counted(subjects, bound.subject, bound.quantity) / _counted(
+                subjects, bound.against, bound.quantity
+            )
         bounds.append({**bound._asdict(), "ratio": middle, "low": low, "high": high, "holds": middle <= bound.at_most})
-    return {"title": panel.title, "subjects": subjects, "bounds": bounds}
+    against = {} if panel.baseline is None else {"baseline": panel.baseline, "ratios": _ratios(times, panel.baseline)}
+    return {"title": panel.title, "subjects": subjects, "bounds": bounds, **against}
+
+
+def _ratios(times: Mapping[str, Sequence[float]], baseline: str) -> dict[str, float]:
+    return {name: ratio(values, times[baseline])[0] for name, values in times.items()}
+
+
+def _counted(subjects: Mapping[str, Any], name: str, quantity: str) -> float:
+    return float(subjects[name]["cost"][quantity])
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -57,14 +69,27 @@ def markdown(results: Mapping[str, Any]) -> str:
         if panel["bounds"]:
             rows = [(b["subject"], b["against"], b.get("quantity", "time"), _spread(b), *_verdict(b)) for b in panel["bounds"]]
             lines += [*_table(("subject", "against", "of", "ratio (quartiles)", "at most", ""), rows), ""]
-        rows = []
-        for name, subject in panel["subjects"].items():
-            counted = subject["cost"]
-            megabytes = "" if counted is None else f"{counted['bytes'] / 1e6:.1f}"
-            temporary = "" if counted is None else f"{counted['temporary'] / 1e6:.1f}"
-            rows.append((name, f"{subject['best_ms']:.2f}", f"{subject['median_ms']:.2f}", megabytes, temporary))
-        lines += _table(("", "best ms", "median ms", "XLA: MB accessed", "MB temporary"), rows)
+        lines += _multiples(panel) if "baseline" in panel else _times(panel)
     return "\n".join(lines)
+
+
+def _times(panel: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for name, subject in panel["subjects"].items():
+        counted = subject["cost"]
+        columns = ["" if counted is None else f"{counted[kind] / 1e6:.1f}" for kind in ("flops", "bytes", "temporary")]
+        rows.append((name, f"{subject['best_ms']:.2f}", f"{subject['median_ms']:.2f}", *columns))
+    return _table(("", "best ms", "median ms", "XLA: MFLOP", "MB accessed", "MB temporary"), rows)
+
+
+def _multiples(panel: Mapping[str, Any]) -> list[str]:
+    subjects, rows = panel["subjects"], []
+    for name, subject in subjects.items():
+        kinds = ("flops", "bytes", "temporary")
+        counted = [f"{_counted(subjects, name, kind) / _counted(subjects, panel['baseline'], kind):.2f}" for kind in kinds]
+        rows.append((name, f"{subject['best_ms']:.2f}", f"{panel['ratios'][name]:.2f}", *counted))
+    head = ("", "best ms", f"time / {panel['baseline']}", "FLOPs /", "bytes accessed /", "temporary memory /")
+    return _table(head, rows)
 
 
 def _spread(bound: Mapping[str, Any]) -> str:

@@ -93,6 +93,20 @@ def elr(s: Setting, weight: float = 7.0, beta: float = 0.7) -> rj.Recipe:
     return rj.Recipe(loss=rj.losses.elr(s.num_examples, s.num_classes, beta=beta, weight=weight), optimizer=sgd(s))
 
 
+@tuned(weight=(0.3, 1.0, 3.0), temperature=(2.0, 5.0))
+def saf(s: Setting, weight: float = 3.0, temperature: float = 5.0) -> rj.Recipe:
+    """Cross-entropy, held to each example's predictions of three epochs ago: flatness without a second pass."""
+    sizes = {"num_examples": s.num_examples, "num_classes": s.num_classes}
+    start = max(3 * s.epochs // 10, 3)
+    past = rj.objectives.saf(**sizes, weight=weight, temperature=temperature, start_epoch=start)
+
+    def apply(state: Any, logits: Any, labels: Any, indices: Any, *, epoch: Any) -> Any:
+        penalty, state = past.apply(state, logits, indices, epoch)
+        return rj.losses.label_smoothing(logits, labels, alpha=0.0) + penalty, state
+
+    return rj.Recipe(loss=rj.Stateful(past.init, apply), optimizer=sgd(s))
+
+
 @tuned(alpha_final=(0.5, 0.8, 0.95))
 def ps_kd(s: Setting, alpha_final: float = 0.95) -> rj.Recipe:
     """The previous epoch's predictions as part of the target."""

@@ -103,6 +103,22 @@ def accumulator(*leaves: Any) -> Any:
     return jnp.promote_types(jnp.float32, jnp.result_type(*leaves)) if leaves else jnp.float32
 
 
+def float_leaves(tree: PyTree) -> list[Array]:
+    """The leaves that have a gradient: floating ones. Counters, keys and complex leaves are left alone everywhere."""
+    return [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree) if is_float(leaf)]
+
+
+def with_float_leaves(tree: PyTree, leaves: list[Array]) -> PyTree:
+    """``tree`` with other floating leaves."""
+    new = iter(leaves)
+    return jax.tree.map(lambda leaf: next(new) if is_float(leaf) else leaf, tree)
+
+
+def widen(tree: PyTree) -> PyTree:
+    """A tree with its floating leaves in float32 or better: what averages and small perturbations are kept in."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(accumulator(leaf)) if is_float(leaf) else leaf, tree)
+
+
 def sum_squares(tree: PyTree) -> Array:
     """The sum of squares over all leaves, accumulated in float32 or better."""
     leaves = jax.tree.leaves(tree)

@@ -15,7 +15,16 @@ from regjax.diagnostics.collapse import (
     softmax_collapse,
     zero_loss_fraction,
 )
+from regjax.diagnostics.confidence import ConfidenceBalance, confidence_balance
 from regjax.diagnostics.contraction import sdpi_contraction
+from regjax.diagnostics.criticality import module_robust_criticality
+from regjax.diagnostics.curvature import ggn_matvec, hessian_matvec, hessian_variance
+from regjax.diagnostics.effective_learning_rate import (
+    effective_learning_rate,
+    predicted_equilibrium_norm,
+    scale_invariance_error,
+)
+from regjax.diagnostics.equivariance import equivariance_error
 from regjax.diagnostics.gradient_direction import gradient_direction_error, gradient_direction_variance
 from regjax.diagnostics.inversion import (
     DropoutInversion,
@@ -29,6 +38,15 @@ from regjax.diagnostics.label_graph import tree_distances
 from regjax.diagnostics.logit_adjustment import adjust_logits
 from regjax.diagnostics.memorization import MemorizationCurves, memorization_curves, memorization_epoch
 from regjax.diagnostics.neural_collapse import NCMetrics, nc1, nc4_mismatch, nc_metrics
+from regjax.diagnostics.opposing_signals import (
+    GroupLossHistory,
+    OpposingExamples,
+    OpposingSignals,
+    gradient_opposition,
+    opposing_examples,
+    opposing_signals_toy,
+    track_group_losses,
+)
 from regjax.diagnostics.selective import (
     LogitNormSearch,
     RiskCoverage,
@@ -38,8 +56,18 @@ from regjax.diagnostics.selective import (
     risk_coverage,
     search_logit_norm,
 )
+from regjax.diagnostics.sharpness import average_case_sharpness, worst_case_sharpness
 from regjax.diagnostics.signal_strength import relative_signal_strength
 from regjax.diagnostics.simplex import nc2_equiangularity, nc2_etf, nc2_norm_cv, nc3_alignment, nc3_duality
+from regjax.diagnostics.spectrum import (
+    LanczosSpectrum,
+    SpectralDensity,
+    TopEigenvalue,
+    lanczos_spectrum,
+    spectral_density,
+    stochastic_lanczos,
+    top_eigenvalue,
+)
 from regjax.diagnostics.temperature import fit_temperature
 from regjax.diagnostics.uncertainty import (
     MCDropoutStatistics,
@@ -53,37 +81,54 @@ from regjax.diagnostics.uncertainty import (
 from regjax.diagnostics.zero_shot import SeenUnseenArea, SeenUnseenCurve, ausuc, fit_stacking_gamma, seen_unseen_curve
 
 __all__ = [
+    "ConfidenceBalance",
     "DropoutInversion",
+    "GroupLossHistory",
     "IoUHistory",
     "LabelSmoothingParts",
+    "LanczosSpectrum",
     "LogitNormSearch",
     "MCDropoutStatistics",
     "MemorizationCurves",
     "NCMetrics",
+    "OpposingExamples",
+    "OpposingSignals",
     "ReliabilityBins",
     "RiskCoverage",
     "SeenUnseenArea",
     "SeenUnseenCurve",
+    "SpectralDensity",
+    "TopEigenvalue",
     "adaptive_calibration_error",
     "adjust_logits",
     "aurc",
     "ausuc",
+    "average_case_sharpness",
     "brier_score",
     "classwise_calibration_error",
+    "confidence_balance",
     "dropout_inversion_attack",
+    "effective_learning_rate",
+    "equivariance_error",
     "excess_aurc",
     "expected_calibration_error",
     "fit_stacking_gamma",
     "fit_temperature",
+    "ggn_matvec",
     "gradient_cosine_distance",
     "gradient_direction_error",
     "gradient_direction_variance",
+    "gradient_opposition",
+    "hessian_matvec",
+    "hessian_variance",
     "iou_history",
     "label_smoothing_decomposition",
+    "lanczos_spectrum",
     "mc_dropout_statistics",
     "mc_predict",
     "memorization_curves",
     "memorization_epoch",
+    "module_robust_criticality",
     "nc1",
     "nc2_equiangularity",
     "nc2_etf",
@@ -95,18 +140,27 @@ __all__ = [
     "negative_log_likelihood",
     "normalize_scores",
     "normalized_max_logit",
+    "opposing_examples",
+    "opposing_signals_toy",
+    "predicted_equilibrium_norm",
     "reconstruction_mse",
     "relative_signal_strength",
     "reliability_bins",
     "risk_coverage",
+    "scale_invariance_error",
     "sdpi_contraction",
     "search_logit_norm",
     "seen_unseen_curve",
     "select_top",
     "sequence_uncertainty",
     "softmax_collapse",
+    "spectral_density",
     "star_uncertainty",
+    "stochastic_lanczos",
+    "top_eigenvalue",
     "total_variation",
+    "track_group_losses",
     "tree_distances",
+    "worst_case_sharpness",
     "zero_loss_fraction",
 ]

@@ -8,6 +8,7 @@ from regjax.features.calibration import (
     robust_class_statistics,
     sample_class_gaussians,
 )
+from regjax.features.coral import coral, domain_coral
 from regjax.features.distillation import feature_distillation
 from regjax.features.knowledge_transfer import probabilistic_knowledge_transfer
 from regjax.features.neural_collapse import between_class_angle, neural_collapse, within_class_collapse
@@ -19,6 +20,8 @@ __all__ = [
     "apply_class_gaussians",
     "between_class_angle",
     "calibrate_tail_statistics",
+    "coral",
+    "domain_coral",
     "feature_distillation",
     "neural_collapse",
     "probabilistic_knowledge_transfer",

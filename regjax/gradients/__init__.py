@@ -3,24 +3,40 @@
 Transformations of the gradient stand before the optimiser; decoupled decay and proximal steps stand after it.
 """
 
+from regjax.gradients.blocks import BlockState, block_coordinate, select_block, select_coordinates
+from regjax.gradients.cautious import cautious_weight_decay
+from regjax.gradients.centralization import centralize_gradient
 from regjax.gradients.decay import adamw_decoupled, decoupled_weight_decay, sgdw
 from regjax.gradients.gradient_dropout import agreement_keep_prob, gradient_dropout
+from regjax.gradients.lawn import LawnState, lawn
+from regjax.gradients.noise import gradient_noise
 from regjax.gradients.orthogonal import orthogonal_gradient
 from regjax.gradients.penalty import AddPenaltyState, add_penalty, proximal_step
 from regjax.gradients.restarts import adamwr, normalized_weight_decay
+from regjax.gradients.subgradient import polyak_subgradient
 from regjax.gradients.updates import StepState
 
 __all__ = [
     "AddPenaltyState",
+    "BlockState",
+    "LawnState",
     "StepState",
     "adamw_decoupled",
     "adamwr",
     "add_penalty",
     "agreement_keep_prob",
+    "block_coordinate",
+    "cautious_weight_decay",
+    "centralize_gradient",
     "decoupled_weight_decay",
     "gradient_dropout",
+    "gradient_noise",
+    "lawn",
     "normalized_weight_decay",
     "orthogonal_gradient",
+    "polyak_subgradient",
     "proximal_step",
+    "select_block",
+    "select_coordinates",
     "sgdw",
 ]

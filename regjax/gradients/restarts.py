@@ -4,10 +4,10 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from regjax.core import checks
+from regjax.core.periods import period
 from regjax.core.strength import resolve
 from regjax.core.types import Array, Strength, Where
 from regjax.gradients.decay import adam, decoupled
@@ -111,25 +111,11 @@ def adamwr(
     steps = steps_per_epoch * first_period_epochs
 
     def multiplier(step: Any) -> Array:
-        done, _ = _period(step, steps, period_multiplier)
+        done, _ = period(step, steps, period_multiplier)
         return 0.5 * (1 + jnp.cos(jnp.pi * done))
 
     def decay(step: Any) -> Array:
         value = resolve(normalized_weight_decay, step, name, "normalized_weight_decay")
-        return value / jnp.sqrt(_period(step, steps, period_multiplier)[1])
+        return value / jnp.sqrt(period(step, steps, period_multiplier)[1])
 
     return decoupled(name, adam(name, b1, b2, eps), learning_rate, decay, multiplier, where)
-
-
-def _period(step: Any, first: int, multiplier: int) -> tuple[Array, Array]:
-    """The fraction of its period that is done after a step, in (0, 1], and the period's length in steps."""
-    if multiplier == 1:
-        return (step % first + 1) / jnp.float32(first), jnp.float32(first)
-    # All periods that begin before a 32-bit counter ends; integers, so that restarts are exact.
-    starts, lengths = [0], [first]
-    while starts[-1] + lengths[-1] < 2**31:
-        starts.append(starts[-1] + lengths[-1])
-        lengths.append(lengths[-1] * multiplier)
-    index = jnp.sum(jnp.asarray(step) >= np.array(starts, np.int32)) - 1
-    length = jnp.asarray(np.array(lengths, np.float32))[index]
-    return (step - jnp.asarray(np.array(starts, np.int32))[index] + 1) / length, length

@@ -28,6 +28,12 @@ def require_params(function: str, params: PyTree) -> None:
         checks.fail(function, "params", "given: tx.update(updates, state, params)", params)
 
 
+def require_transformation(function: str, argument: str, value: Any) -> None:
+    """Refuses what is no optax transformation."""
+    if not (callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))):
+        checks.fail(function, argument, "an optax transformation", value)
+
+
 def is_absent(leaf: Any) -> bool:
     """Whether an update is not there: frozen in the gradient (None) or left out by an optax wrapper."""
     return leaf is None or isinstance(leaf, optax.MaskedNode)

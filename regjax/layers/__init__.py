@@ -8,6 +8,7 @@ from regjax.layers.drop_path import DropPath, apply_drop_path, drop_path, drop_p
 from regjax.layers.dropout import Dropout, apply_dropout, dropout
 from regjax.layers.frozen_mask import FrozenMask, FrozenMaskState, frozen_mask_dropout
 from regjax.layers.gaussian_noise import GaussianNoise, apply_gaussian_noise, gaussian_noise
+from regjax.layers.hyper import HyperConv, HyperDense, HyperParams, hyper_conv, hyper_dense
 from regjax.layers.ladder import LadderProjector
 from regjax.layers.masked_pooling import masked_avg_pool, masked_global_avg_pool, masked_max_pool
 from regjax.layers.masking import masked_conv, masked_elementwise, masked_residual, neighbour_padding
@@ -58,6 +59,9 @@ __all__ = [
     "FrozenMask",
     "FrozenMaskState",
     "GaussianNoise",
+    "HyperConv",
+    "HyperDense",
+    "HyperParams",
     "LadderProjector",
     "MixtureOfExperts",
     "MoEMasks",
@@ -99,6 +103,8 @@ __all__ = [
     "frozen_mask_dropout",
     "gating_dropout",
     "gaussian_noise",
+    "hyper_conv",
+    "hyper_dense",
     "load_balancing_loss",
     "masked_avg_pool",
     "masked_conv",

@@ -4,6 +4,7 @@ from regjax.losses.alpha_divergence import adaptive_alpha_divergence, alpha_dive
 from regjax.losses.binary import softmax_binary_cross_entropy
 from regjax.losses.boundary import boundary_distillation, boundary_masks
 from regjax.losses.channel_wise import channel_wise_distillation, dist_relation, label_assisted_teacher_loss
+from regjax.losses.checkered import binary_checkered, binary_checkoid, checkered
 from regjax.losses.class_relation import class_relation_distillation
 from regjax.losses.co_teaching import co_teaching, small_loss_weights
 from regjax.losses.confidence import confidence_penalty, focal, poly1_cross_entropy
@@ -60,6 +61,8 @@ __all__ = [
     "alpha_divergence",
     "apply_teacher_dropping",
     "batchnorm_matching",
+    "binary_checkered",
+    "binary_checkoid",
     "binary_spectral_decoupling",
     "bootstrapping",
     "boundary_distillation",
@@ -67,6 +70,7 @@ __all__ = [
     "box_iou",
     "calibrated_stacking",
     "channel_wise_distillation",
+    "checkered",
     "class_relation_distillation",
     "co_teaching",
     "confidence_penalty",

@@ -5,10 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from regjax.core import checks, classes
+from regjax.core import checks, classes, examples
 from regjax.core.strength import resolve
 from regjax.core.types import Array, Stateful, Strength
-from regjax.losses import _memory
 
 
 class ELRState(NamedTuple):
@@ -150,21 +149,21 @@ def elr(num_examples: int, num_classes: int, *, beta: Strength = 0.7, weight: St
       asymmetric noise, (0.9, 7) on CIFAR-100. The clip is in their code alone.
     """
     name = "losses.elr"
-    shape = _memory.shape(name, num_examples, num_classes)
+    shape = examples.shape(name, num_examples, num_classes)
     _check_strengths(name, beta, weight, clip)
 
     def apply(
         state: ELRState, logits: Any, labels: Any, indices: Any, *, step: Any = None, where: Any = None, mask: Any = None
     ) -> tuple[Array, ELRState]:
-        memory = _memory.buffer(name, state, ELRState, *shape)
-        logits, counts = _memory.logits(name, logits, shape[1], mask)
+        memory = examples.buffer(name, state, ELRState, *shape)
+        logits, counts = examples.logits(name, logits, shape[1], mask)
         x = classes.class_inputs(name, logits, labels, where=where)
-        rows = _memory.rows(name, "indices", indices, len(logits), shape[0], counts)
-        past = _memory.read(memory, rows, x.logits.dtype)
+        rows = examples.rows(name, "indices", indices, len(logits), shape[0], counts)
+        past = examples.read(memory, rows, x.logits.dtype)
         targets = elr_targets(past, logits, beta=resolve(beta, step, name, "beta"), clip=clip, where=where)
         strength = jnp.asarray(resolve(weight, step, name, "weight"), x.logits.dtype)
         loss = classes.cross_entropy(x) + strength * elr_penalty(logits, targets, clip=clip, where=where)
-        return _memory.per_example(loss, rows), ELRState(_memory.write(memory, rows, targets, past))
+        return examples.per_example(loss, rows), ELRState(examples.write(memory, rows, targets, past))
 
     return Stateful(lambda: ELRState(jnp.zeros(shape, jnp.float32)), apply)
 
@@ -231,7 +230,7 @@ def elr_plus(
       average the logits of the two networks for prediction. The label weighting is in their code alone.
     """
     name = "losses.elr_plus"
-    shape = _memory.shape(name, num_examples, num_classes)
+    shape = examples.shape(name, num_examples, num_classes)
     _check_strengths(name, beta, weight, clip)
     checks.integer(name, "ramp_steps", ramp_steps, low=0)
     checks.boolean(name, "reweight_labels", reweight_labels)
@@ -249,21 +248,21 @@ def elr_plus(
         where: Any = None,
         mask: Any = None,
     ) -> tuple[Array, ELRState]:
-        memory = _memory.buffer(name, state, ELRState, *shape)
-        logits, counts = _memory.logits(name, logits, shape[1], mask)
-        ema_logits = _memory.blank(checks.floating(name, "ema_logits", ema_logits, shape=logits.shape), counts)
+        memory = examples.buffer(name, state, ELRState, *shape)
+        logits, counts = examples.logits(name, logits, shape[1], mask)
+        ema_logits = examples.blank(checks.floating(name, "ema_logits", ema_logits, shape=logits.shape), counts)
         x = classes.class_inputs(name, logits, labels, where=where)
         dtype = x.logits.dtype
-        rows = _memory.rows(name, "indices", indices, len(logits), shape[0], counts)
-        past = _memory.read(memory, rows, dtype)
+        rows = examples.rows(name, "indices", indices, len(logits), shape[0], counts)
+        past = examples.read(memory, rows, dtype)
         targets = elr_targets(past, ema_logits, beta=resolve(beta, step, name, "beta"), clip=0.0, where=where).astype(dtype)
-        memory, used = _memory.write(memory, rows, targets, past), [rows]
+        memory, used = examples.write(memory, rows, targets, past), [rows]
         if (mix_indices is None) != (mix_weight is None):
             checks.fail(name, "mix_weight", "given with mix_indices, or neither", mix_weight)
         if mix_indices is not None:
-            used.append(_memory.rows(name, "mix_indices", mix_indices, len(logits), shape[0], counts))
+            used.append(examples.rows(name, "mix_indices", mix_indices, len(logits), shape[0], counts))
             share = _mix_share(name, mix_weight, len(logits), dtype)
-            targets = jax.lax.stop_gradient(share * targets + (1 - share) * _memory.read(memory, used[1], dtype))
+            targets = jax.lax.stop_gradient(share * targets + (1 - share) * examples.read(memory, used[1], dtype))
         if reweight_labels and not x.is_ids:
             product = x.labels * targets
             total = jnp.sum(product, axis=-1, keepdims=True)
@@ -273,7 +272,7 @@ def elr_plus(
             progress = jnp.clip(jnp.asarray(checks.number(name, "step", step, low=0.0), dtype) / ramp_steps, 0, 1)
             strength = strength * jnp.exp(-5 * jnp.square(1 - progress))
         loss = classes.cross_entropy(x) + strength * elr_penalty(logits, targets, clip=clip, where=where)
-        return _memory.per_example(loss, *used), ELRState(memory)
+        return examples.per_example(loss, *used), ELRState(memory)
 
     return Stateful(lambda: ELRState(jnp.zeros(shape, jnp.float32)), apply)
 

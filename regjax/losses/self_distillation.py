@@ -5,10 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from regjax.core import checks, classes
+from regjax.core import checks, classes, examples
 from regjax.core.strength import resolve
 from regjax.core.types import Array, Stateful, Strength
-from regjax.losses import _memory
 
 
 class PSKDState(NamedTuple):
@@ -122,7 +121,7 @@ def ps_kd(
     name = "losses.ps_kd"
     checks.strength(name, "alpha_final", alpha_final, low=0.0, high=1.0)
     checks.integer(name, "total_epochs", total_epochs, low=1)
-    shape = _memory.shape(name, num_examples, num_classes)
+    shape = examples.shape(name, num_examples, num_classes)
     dtype = _floating_dtype(name, dtype)
 
     def init(labels: Any = None) -> PSKDState:
@@ -146,19 +145,19 @@ def ps_kd(
         where: Any = None,
         mask: Any = None,
     ) -> tuple[Array, PSKDState]:
-        memory = _memory.buffer(name, state, PSKDState, *shape)
-        logits, counts = _memory.logits(name, logits, shape[1], mask)
+        memory = examples.buffer(name, state, PSKDState, *shape)
+        logits, counts = examples.logits(name, logits, shape[1], mask)
         x = classes.class_inputs(name, logits, labels, where=where)
-        rows = _memory.rows(name, "indices", indices, len(logits), shape[0], counts)
+        rows = examples.rows(name, "indices", indices, len(logits), shape[0], counts)
         epoch = jnp.asarray(checks.number(name, "epoch", epoch, low=0.0), x.logits.dtype)
         alpha = resolve(alpha_final, step, name, "alpha_final") * jnp.clip((epoch + 1) / total_epochs, 0, 1)
-        previous = _memory.read(memory, rows, x.logits.dtype)
+        previous = examples.read(memory, rows, x.logits.dtype)
         targets = ps_kd_targets(x.labels, jnp.where(epoch == 0, 0, previous), alpha)
         log_p = classes.log_softmax(x.logits, x.where)
         loss = -classes.expected_under(log_p, targets, False)
         p = jax.lax.stop_gradient(jnp.exp(log_p))
         p = p if x.where is None else jnp.where(x.where, p, 0)
-        return _memory.per_example(loss, rows), PSKDState(_memory.write(memory, rows, p, previous))
+        return examples.per_example(loss, rows), PSKDState(examples.write(memory, rows, p, previous))
 
     return Stateful(init, apply)
 

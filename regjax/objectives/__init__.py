@@ -1,7 +1,151 @@
 """Objectives: ``f(loss_fn, *, ...) -> loss_fn``, from ``loss_fn(params, *args) -> scalar`` or ``(scalar, aux)`` to its like."""
 
+from regjax.objectives._noprop import NoPropParams, NoPropSchedule
+from regjax.objectives.abnormal_examples import aaer, aaer_loss
+from regjax.objectives.adaptation import EATAInfo, EATAState, eata, eata_loss, tent_loss
+from regjax.objectives.attacks import (
+    FreeAdversarialState,
+    RobustEvaluation,
+    adversarial,
+    fgsm_attack,
+    free_adversarial,
+    pgd_attack,
+    pgd_evaluate,
+)
+from regjax.objectives.cross_gradient import cross_gradient
+from regjax.objectives.dataset_distillation import trajectory_matching_loss
 from regjax.objectives.derivatives import full_batch_gradient, gradient_penalty
+from regjax.objectives.efficient_sharpness import esam, gradient_norm_penalty
+from regjax.objectives.equivariance import adjust_strengths, equivariance_penalties, equivariance_penalty, soft_equivariance
+from regjax.objectives.fisher_anchor import FisherAnchor, fisher_importance, norm_affine_mask
+from regjax.objectives.functional_entropy import functional_entropy, repeat_with_noise
+from regjax.objectives.harmful import booster
+from regjax.objectives.hessian_alignment import hessian_alignment
+from regjax.objectives.imbalanced import imbsam
+from regjax.objectives.invariance import FishrState, fishr, irm_penalty, vrex_penalty
+from regjax.objectives.jacobian import jacobian_penalty
 from regjax.objectives.lift import attach_gradient, with_penalty
+from regjax.objectives.local_linearity import ElleState, elle, elle_lambda, elle_penalty
+from regjax.objectives.momentum_auxiliary import (
+    LocalWeights,
+    MomentumAuxiliary,
+    MomentumAuxiliaryState,
+    local_loss_weights,
+    momentum_auxiliary,
+)
+from regjax.objectives.noprop import noprop_block_loss, noprop_dt_loss, noprop_sample, noprop_schedule
+from regjax.objectives.noprop_continuous import noprop_ct_loss, noprop_flow_loss, noprop_flow_sample
+from regjax.objectives.self_tuning import (
+    TunedHyper,
+    apply_perturb_hyper,
+    constrain_hyper,
+    perturb_hyper,
+    perturbation_entropy,
+    self_tuning,
+    stretched_logit,
+)
 from regjax.objectives.sharpness import amp, sam
+from regjax.objectives.sparse_predictors import (
+    group_lasso_predictor,
+    group_svm_predictor,
+    lasso_predictor,
+    sparse_bilevel,
+)
+from regjax.objectives.surrogate_gap import LookSamState, gsam, look_sam
+from regjax.objectives.trajectory import MESA, MESAState, SAFState, mesa, saf, trajectory_kl
+from regjax.objectives.variational import (
+    apply_sample_posterior,
+    data_emphasized_elbo,
+    gaussian_kl_profiled,
+    implied_l2_strength,
+    sample_posterior,
+)
+from regjax.objectives.virtual_adversarial import vat
 
-__all__ = ["amp", "attach_gradient", "full_batch_gradient", "gradient_penalty", "sam", "with_penalty"]
+__all__ = [
+    "MESA",
+    "EATAInfo",
+    "EATAState",
+    "ElleState",
+    "FisherAnchor",
+    "FishrState",
+    "FreeAdversarialState",
+    "LocalWeights",
+    "LookSamState",
+    "MESAState",
+    "MomentumAuxiliary",
+    "MomentumAuxiliaryState",
+    "NoPropParams",
+    "NoPropSchedule",
+    "RobustEvaluation",
+    "SAFState",
+    "TunedHyper",
+    "aaer",
+    "aaer_loss",
+    "adjust_strengths",
+    "adversarial",
+    "amp",
+    "apply_perturb_hyper",
+    "apply_sample_posterior",
+    "attach_gradient",
+    "booster",
+    "constrain_hyper",
+    "cross_gradient",
+    "data_emphasized_elbo",
+    "eata",
+    "eata_loss",
+    "elle",
+    "elle_lambda",
+    "elle_penalty",
+    "equivariance_penalties",
+    "equivariance_penalty",
+    "esam",
+    "fgsm_attack",
+    "fisher_importance",
+    "fishr",
+    "free_adversarial",
+    "full_batch_gradient",
+    "functional_entropy",
+    "gaussian_kl_profiled",
+    "gradient_norm_penalty",
+    "gradient_penalty",
+    "group_lasso_predictor",
+    "group_svm_predictor",
+    "gsam",
+    "hessian_alignment",
+    "imbsam",
+    "implied_l2_strength",
+    "irm_penalty",
+    "jacobian_penalty",
+    "lasso_predictor",
+    "local_loss_weights",
+    "look_sam",
+    "mesa",
+    "momentum_auxiliary",
+    "noprop_block_loss",
+    "noprop_ct_loss",
+    "noprop_dt_loss",
+    "noprop_flow_loss",
+    "noprop_flow_sample",
+    "noprop_sample",
+    "noprop_schedule",
+    "norm_affine_mask",
+    "perturb_hyper",
+    "perturbation_entropy",
+    "pgd_attack",
+    "pgd_evaluate",
+    "repeat_with_noise",
+    "saf",
+    "sam",
+    "sample_posterior",
+    "self_tuning",
+    "soft_equivariance",
+    "sparse_bilevel",
+    "stretched_logit",
+    "tent_loss",
+    "trajectory_kl",
+    "trajectory_matching_loss",
+    "vat",
+    "vrex_penalty",
+    "with_penalty",
+]

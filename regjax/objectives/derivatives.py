@@ -14,13 +14,11 @@ from regjax.objectives.lift import (
     BoundLoss,
     LossFn,
     attach_gradient,
-    float_leaves,
     freeze,
     is_zero,
     lift,
     shift,
     strength_at,
-    with_float_leaves,
 )
 
 
@@ -125,7 +123,7 @@ def gradient_penalty(
             moving, kept = moving - weight * behind, jnp.ones_like(weight)
         # g is known: it is attached rather than differentiated for once more. By the other arguments the loss at w is an
         # ordinary term, whose value the compiler shares with the pass above.
-        here = attach_gradient(value, [kept * g for g in clean.gradient], float_leaves(params))
+        here = attach_gradient(value, [kept * g for g in clean.gradient], trees.float_leaves(params))
         others = kept * loss(freeze(params))[0]
         value = here + _only_gradient(moving, value.dtype) + _only_gradient(others, value.dtype)
         return loss.result(value, clean.aux if aux_from == "clean" else aux)
@@ -195,12 +193,12 @@ def full_batch_gradient(
         loss_fn = checks.function(name, "transform", transform)(loss_fn)
     # Nothing is left of the identity but the step keyword and the checks of what the loss returns.
     bound = lift(name, loss_fn, has_aux, lambda loss, params, step: loss(params))
-    leaves = float_leaves(params)
+    leaves = trees.float_leaves(params)
     means = [jnp.zeros_like(leaf, dtype=trees.accumulator(leaf)) for leaf in leaves]
 
     def block(carry: tuple[Array, list[Array]], batch: tuple[PyTree, ...]) -> tuple[tuple[Array, list[Array]], Any]:
         count, means = carry
-        at = lambda leaves: bound(with_float_leaves(params, leaves), *batch, step=step)
+        at = lambda leaves: bound(trees.with_float_leaves(params, leaves), *batch, step=step)
         (value, aux), gradient = jax.value_and_grad(at, has_aux=True)(leaves)
         means = [m + (g.astype(m.dtype) - m) / (count + 1).astype(m.dtype) for m, g in zip(means, gradient, strict=True)]
         return (count + 1, means), (value, aux)

@@ -67,11 +67,11 @@ class BoundLoss:
         """A gradient pass that can itself be differentiated."""
 
         def run(leaves: list[Array]) -> Pass:
-            at = lambda leaves: self(with_float_leaves(params, leaves))
+            at = lambda leaves: self(trees.with_float_leaves(params, leaves))
             (value, aux), gradient = jax.value_and_grad(at, has_aux=True)(leaves)
             return Pass(value, aux, gradient)
 
-        leaves = float_leaves(params)
+        leaves = trees.float_leaves(params)
         here = run(leaves)
         # jax.shard_map sums the gradient of a replicated parameter over the devices. The gradient of this device's loss is
         # that of its own copy of the parameters; where the loss is the same on all devices, nothing is to be undone.
@@ -117,17 +117,6 @@ def scalar(name: str, argument: str, value: Any, hint: str = "") -> Array:
     return jnp.asarray(value)
 
 
-def float_leaves(tree: PyTree) -> list[Array]:
-    """The leaves that have a gradient: floating ones. Counters, keys and complex leaves are left alone everywhere."""
-    return [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree) if trees.is_float(leaf)]
-
-
-def with_float_leaves(tree: PyTree, leaves: list[Array]) -> PyTree:
-    """``tree`` with other floating leaves."""
-    new = iter(leaves)
-    return jax.tree.map(lambda leaf: next(new) if trees.is_float(leaf) else leaf, tree)
-
-
 def freeze(tree: PyTree) -> PyTree:
     """Stops the gradient at the floating arrays of a tree that may hold anything."""
     is_array = lambda leaf: isinstance(leaf, (jax.Array, np.ndarray, np.generic, float)) and trees.is_float(leaf)
@@ -138,7 +127,7 @@ def shift(params: PyTree, offset: list[Array], active: Any) -> PyTree:
     """``params + offset`` on the floating leaves, the offset a constant; ``params`` bit for bit where not ``active``."""
     # x + (-0.0) is x for every x, -0.0 among them; and an offset that overflowed does not count at strength 0.
     offset = [jnp.where(active, jax.lax.stop_gradient(v), jnp.asarray(-0.0, v.dtype)) for v in offset]
-    return with_float_leaves(params, trees.add_scaled(float_leaves(params), 1.0, offset))
+    return trees.with_float_leaves(params, trees.add_scaled(trees.float_leaves(params), 1.0, offset))
 
 
 def _varying(x: Array) -> frozenset[str]:

@@ -10,19 +10,17 @@ import numpy as np
 from regjax.core import checks, trees
 from regjax.core.sharding import explicit_sharding
 from regjax.core.types import Array, PyTree, Strength, Where
+from regjax.objectives._perturbations import AUX_FROM, accumulated, ascent, check_ascent, project, scales_of
 from regjax.objectives.lift import (
     AxisName,
     BoundLoss,
     LossFn,
     Pass,
-    float_leaves,
     is_zero,
     lift,
     shift,
     strength_at,
 )
-
-AUX_FROM = ("clean", "perturbed")
 
 
 def sam(
@@ -99,24 +97,18 @@ def sam(
     """
     name = "objectives.sam"
     checks.strength(name, "rho", rho, low=0.0)
-    checks.choice(name, "adaptive", adaptive, (False, True, "asam"))
-    checks.number(name, "eta", eta, low=0.0)
+    check_ascent(name, adaptive, eta, norm_eps)
     checks.integer(name, "num_groups", num_groups, low=1)
     checks.axis_name(name, axis_name)
     checks.choice(name, "aux_from", aux_from, AUX_FROM)
     checks.boolean(name, "with_info", with_info)
     checks.boolean(name, "split_key", split_key)
-    checks.number(name, "norm_eps", norm_eps, low=0.0)
 
     def perturbed(loss: BoundLoss, params: PyTree, radius: Any) -> tuple[Array, PyTree, PyTree]:
         if is_zero(radius) and not with_info:
             return *loss(params), {}
         clean = loss.gradient(params, axis_name)
-        scales = _scales(name, params, adaptive, eta, scale_mask)
-        ascent = [t * g for t, g in zip(scales, _accumulated(clean.gradient), strict=True)]
-        norm = trees.global_norm(ascent)
-        length = jnp.where(norm > 0, radius / jnp.where(norm > 0, norm + norm_eps, 1), 0)
-        offset = [length.astype(v.dtype) * t * v for t, v in zip(scales, ascent, strict=True)]
+        offset = ascent(clean.gradient, radius, norm_eps, scales_of(name, params, adaptive, eta, scale_mask))
         active = jnp.asarray(radius) != 0
         second = _with_new_keys(loss, active) if split_key else loss
         value, aux = second(shift(params, offset, active))
@@ -212,50 +204,19 @@ def amp(
         if inner_steps == 0 or is_zero(radius) or is_zero(rate):
             return loss.result(*loss(params))
         active = (jnp.asarray(radius) != 0) & (jnp.asarray(rate) != 0)
-        delta = [jnp.zeros_like(v) for v in _accumulated(float_leaves(params))]
+        delta = [jnp.zeros_like(v) for v in accumulated(trees.float_leaves(params))]
         passes: list[Pass] = []
         for _ in range(inner_steps):
             passes.append(loss.gradient(shift(params, delta, active) if passes else params, axis_name))
-            ascent = _accumulated(passes[-1].gradient)
+            uphill = accumulated(passes[-1].gradient)
             if clip_norm is not None:
-                ascent = _project(ascent, clip_norm, "global")
-            delta = [d + jnp.asarray(rate, g.dtype) * g for d, g in zip(delta, ascent, strict=True)]
-            delta = _project(delta, radius, norm)
+                uphill = project(uphill, clip_norm, "global")
+            delta = [d + jnp.asarray(rate, g.dtype) * g for d, g in zip(delta, uphill, strict=True)]
+            delta = project(delta, radius, norm)
         value, aux = loss(shift(params, delta, active))
         return loss.result(value, passes[0].aux if aux_from == "clean" else aux)
 
     return lift(name, loss_fn, has_aux, objective)
-
-
-def _accumulated(leaves: list[Array]) -> list[Array]:
-    """Float32 or better: entries of a perturbation are far below the resolution of a bfloat16 weight."""
-    return [leaf.astype(trees.accumulator(leaf)) for leaf in leaves]
-
-
-def _project(vectors: list[Array], radius: Any, norm: str) -> list[Array]:
-    """Each vector, or all together, shortened to a length of at most ``radius``."""
-    norms = [trees.safe_norm(v) for v in vectors] if norm == "leaf" else [trees.global_norm(vectors)] * len(vectors)
-    factors = [jnp.minimum(1, radius / (n + 1e-12)) for n in norms]
-    return [v * factor.astype(v.dtype) for v, factor in zip(vectors, factors, strict=True)]
-
-
-def _scales(name: str, params: PyTree, adaptive: Any, eta: Any, scale_mask: Where) -> list[Any]:
-    """T of each floating leaf; the number 1 where it is one."""
-    leaves = _accumulated(float_leaves(params))
-    if adaptive is False:
-        return [1] * len(leaves)
-    sizes = [jnp.abs(jax.lax.stop_gradient(leaf)) for leaf in leaves]
-    if adaptive is True:
-        return sizes
-    flags = trees.select(name, params, _has_scale if scale_mask is None else scale_mask, "scale_mask")
-    used = [flag for flag, leaf in zip(jax.tree.leaves(flags), jax.tree.leaves(params), strict=True) if trees.is_float(leaf)]
-    return [size + jnp.asarray(eta, size.dtype) if flag else 1 for flag, size in zip(used, sizes, strict=True)]
-
-
-def _has_scale(path: tuple[str, ...], leaf: Any) -> bool:
-    """Everything that multiplies: kernels, embeddings and normalisation scales, by not being named as an offset."""
-    named = path[-1] if path else ""
-    return named != "b" and not named.endswith(("bias", "beta"))
 
 
 def _with_new_keys(loss: BoundLoss, active: Array) -> BoundLoss:

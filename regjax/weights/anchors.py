@@ -1,4 +1,4 @@
-"""Penalties on the distance from the weights at initialisation."""
+"""Penalties on the distance from the weights at initialisation, or from pretrained ones."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from regjax.core import checks, sharding, trees
-from regjax.core.types import Array, PyTree, Where
+from regjax.core.types import Array, PyTree, Strength, Where
 
 
 class SortedInit(NamedTuple):
@@ -118,3 +118,78 @@ def wasserstein_to_init(
         distance = jnp.abs(x - target) if p == 1 else jnp.square(x - target)
         total = total + (jnp.sum(distance) if reduction == "sum" else jnp.sum(distance) / max(x.size, 1))
     return total
+
+
+def l2_sp(
+    params: PyTree,
+    anchor: PyTree,
+    *,
+    alpha: Strength = 0.1,
+    beta: Strength = 0.01,
+    new_mask: Where = False,
+    where: Where = "all",
+) -> Array:
+    r"""Weight decay towards the pretrained weights, and towards zero for what was not pretrained.
+
+    Formula:
+      .. math:: \frac{\alpha}{2} \|w_{shared} - a\|^2 + \frac{\beta}{2} \|w_{new}\|^2
+
+      for the pretrained weights a. Unlike weight decay it does not pull a fine-tuned model away from its start.
+
+    Args:
+      params: a parameter tree.
+      anchor: a, a tree as ``params`` with the pretrained weights, constant. Under leaves that are new it may hold anything, such
+        as None or a head of another size.
+      alpha: the strength on shared leaves, at least 0, default 0.1.
+      beta: the strength on new leaves, at least 0, default 0.01.
+      new_mask: which leaves are new, such as the head: a predicate ``(path, leaf) -> bool``, a tree of booleans, "kernels",
+        "all", or False (default), none.
+      where: which leaves count at all: "all" (default), None or "kernels", a predicate, or a tree of booleans.
+        ``partial(l2_sp, anchor=..., new_mask=...)`` is a penalty ``f(params) -> scalar``.
+
+    Returns:
+      A scalar in float32 or better.
+
+    Raises:
+      ValueError: if the trees do not fit, a strength is negative, or a choice of leaves is none.
+
+    Cost:
+      One pass over the parameters and the anchor, which stays in memory.
+
+    Example:
+      >>> import jax.numpy as jnp, regjax as rj
+      >>> params = {"body": jnp.array([2.0, 3.0]), "head": jnp.array([4.0])}
+      >>> anchor = {"body": jnp.array([1.0, 3.0]), "head": None}
+      >>> new = {"body": False, "head": True}
+      >>> round(float(rj.weights.l2_sp(params, anchor, alpha=0.1, beta=0.01, new_mask=new)), 4)
+      0.13
+
+    References:
+      Li et al., Explicit Inductive Bias for Transfer Learning with Convolutional Networks, 2018, arXiv 1802.01483.
+    """
+    name = "weights.l2_sp"
+    alpha = checks.number(name, "alpha", alpha, low=0.0)
+    beta = checks.number(name, "beta", beta, low=0.0)
+    choices = trees.select(name, params, where, "where"), trees.select(name, params, new_mask, "new_mask")
+    structure: Any = jax.tree.structure(params)
+    try:
+        anchors = structure.flatten_up_to(anchor)
+    except (ValueError, TypeError):
+        expected = "a tree of the structure of params, with anything for leaves that are new"
+        checks.fail(name, "anchor", expected, jax.tree.structure(anchor))
+    shared, fresh = [], []
+    for (path, w), a, use, new in zip(
+        jax.tree_util.tree_flatten_with_path(params)[0], anchors, *map(jax.tree.leaves, choices), strict=True
+    ):
+        if not use:
+            continue
+        if not trees.is_float(w):
+            checks.fail(name, "where", "a choice of floating-point leaves", w)
+        if new:
+            fresh.append(w)
+            continue
+        a = checks.floating(name, "anchor" + jax.tree_util.keystr(path), a, shape=jnp.shape(w))
+        dtype = trees.accumulator(w, a)
+        shared.append(jnp.asarray(w).astype(dtype) - jax.lax.stop_gradient(a).astype(dtype))
+    parts = [(alpha, trees.sum_squares(shared)), (beta, trees.sum_squares(fresh))]
+    return sum((jnp.asarray(scale, square.dtype) / 2 * square for scale, square in parts), jnp.zeros((), jnp.float32))

@@ -24,16 +24,15 @@ def test_state_keeps_shapes_and_dtypes(example):
 
 def test_restored_states_continue_bit_for_bit(tmp_path):
     compiled = lambda apply: jax.jit(lambda state, values: apply(state, KEY, **values))
-    steps = {e.name: (compiled(e.memory()[1]), arrays(e)) for e in STATEFUL}
+    named = {f"{i}_{e.name.replace('.', '_')}": e for i, e in enumerate(STATEFUL)}
+    steps = {name: (compiled(e.memory()[1]), arrays(e)) for name, e in named.items()}
     # Each after one step from its own initial state, all saved as one tree.
-    states = {e.name.replace(".", "_"): steps[e.name][0](e.memory()[0], steps[e.name][1])[1] for e in STATEFUL}
+    states = {name: steps[name][0](e.memory()[0], steps[name][1])[1] for name, e in named.items()}
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "states", states)
         checkpointer.wait_until_finished()
         restored = checkpointer.restore(tmp_path / "states", jax.tree.map(ocp.utils.to_shape_dtype_struct, states))
-    for example in STATEFUL:
-        name = example.name.replace(".", "_")
-        step, values = steps[example.name]
-        assert_same(step(restored[name], values), step(states[name], values), example.name)
+    for name, (step, values) in steps.items():
+        assert_same(step(restored[name], values), step(states[name], values), name)
         donated = jax.jit(step, donate_argnums=0)(jax.tree.map(jnp.copy, states[name]), values)
-        assert_same(donated, step(states[name], values), f"{example.name} with its state donated")
+        assert_same(donated, step(states[name], values), f"{name} with its state donated")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.bench import __main__ as command
-from experiments.bench import inputs, losses, peers, results, timing
+from experiments.bench import inputs, losses, objectives, peers, results, timing
 
 
 def test_subjects_take_turns_and_ratios_are_taken_turn_by_turn():
@@ -59,6 +59,28 @@ def test_bounds_say_by_how_much_they_are_missed():
     machine = {"device": "d", "threads": 1, "cores": 2, "jax": "0", "python": "3"}
     text = results.markdown({"suite": "inputs", "machine": machine, "turns": 3, "panels": [measured]})
     assert "times over" in text and "| holds |" in text and text.count("\n| slow |") == 2
+
+
+def test_sam_costs_two_plain_steps_and_no_more_than_as_a_wrapper_of_the_optimiser():
+    # Without PyTorch's own threads: what XLA counts is enough here.
+    panel = next(objectives.panels(objectives.SHAPES["wide"], 1))
+    plain, ours, opaque, transparent = (subject.cost for subject in list(panel.subjects.values())[:4])
+    assert ours["flops"] <= 2.02 * plain["flops"]
+    assert ours["temporary"] <= 1.001 * opaque["temporary"] < 0.5 * transparent["temporary"]
+    assert ours["bytes"] <= 1.001 * opaque["bytes"]
+    for subject in panel.subjects.values():
+        subject.run()
+
+
+@pytest.mark.slow
+def test_every_objective_has_its_cost_beside_the_plain_step():
+    panel = list(objectives.panels(objectives.SHAPES["tiny"], 1))[1]
+    measured = results.measure(panel, turns=1, seconds=1e-9)
+    assert measured["ratios"][objectives.PLAIN] == 1.0
+    machine = {"device": "d", "threads": 1, "cores": 2, "jax": "0", "python": "3"}
+    text = results.markdown({"suite": "objectives", "machine": machine, "turns": 1, "panels": [measured]})
+    assert text.count("\n| sam") == 3 + sum(bound.subject.startswith("sam") for bound in panel.bounds)
+    assert "| time / plain step | FLOPs / |" in text and "| plain step | " in text and " | 1.00 | 1.00 | 1.00 | 1.00 |" in text
 
 
 def test_a_run_without_peers_keeps_its_results(tmp_path, monkeypatch, capsys):

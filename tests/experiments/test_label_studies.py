@@ -192,13 +192,13 @@ def test_the_study_of_calibration_judges_each_part(tmp_path, monkeypatch, capsys
     task, sizes = calibration.make_judged_task(config)
     assert sizes == (287, 360, 60) and task.data.eval_images.shape[:2] == (2, 707)
     np.testing.assert_array_equal(task.data.eval_images[:, -60:], task.data.images)
-    records = {name: Record(*made_up_record(task), None, {}) for name in ("baseline", "label_smoothing")}
+    records = {name: Record(*made_up_record(task), None, {}, None) for name in ("baseline", "label_smoothing")}
     monkeypatch.setattr(calibration, "record", lambda recipe, task, **hyperparameters: records[recipe])
     monkeypatch.setattr(calibration, "make_judged_task", lambda config: (task, sizes))
     text = calibration.study(config, quiet=True)
     held = json.loads((config.out / "results.json").read_text())["methods"]
     for name, recipe in (("cross-entropy", "baseline"), ("label smoothing", "label_smoothing")):
-        logits, features, _, _ = records[recipe]
+        logits, features, *_ = records[recipe]
         got, y = held[name], task.data.eval_labels[1]
         # The fitted temperature meets its first-order condition on the held-out images.
         z, t = logits[1, :287].astype(np.float64), got["temperature"][1]

@@ -137,3 +137,38 @@ def test_flops_of_a_training_step():
 
     ratio = flops(optax.chain(rj.gradients.orthogonal_gradient(), optax.adam(1e-3))) / flops(optax.adam(1e-3))
     assert 1 < ratio <= 1.01, ratio
+
+
+@pytest.mark.slow
+def test_it_groks_where_adam_memorises():
+    """Sums modulo 23 from 70% of the pairs, full batches, no weight decay: both fit the training pairs, one learns to add."""
+    p, steps = 23, 300
+    a, b = (grid.ravel() for grid in np.meshgrid(np.arange(p), np.arange(p)))
+    x, y = jnp.concatenate([jax.nn.one_hot(a, p), jax.nn.one_hot(b, p)], axis=1), jnp.asarray((a + b) % p)
+    order = np.random.default_rng(0).permutation(p * p)
+    train, test = np.split(order, [int(0.7 * p * p)])
+    shapes = [(2 * p, 64), (64, 64), (64, p)]
+    keys = jax.random.split(jax.random.key(0), 3)
+    start = [jax.random.normal(key, shape) / shape[0] ** 0.5 for key, shape in zip(keys, shapes, strict=True)]
+
+    def logits(params, x):
+        return jax.nn.relu(jax.nn.relu(x @ params[0]) @ params[1]) @ params[2]
+
+    def loss(params):
+        return optax.softmax_cross_entropy_with_integer_labels(logits(params, x[train]), y[train]).mean()
+
+    def accuracies(tx):
+        def step(carry, _):
+            params, state = carry
+            updates, state = tx.update(jax.grad(loss)(params), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, _), _ = jax.lax.scan(step, (start, tx.init(start)), length=steps)
+        right = jnp.argmax(logits(params, x), axis=-1) == y
+        return jnp.mean(right[train]), jnp.mean(right[test])
+
+    adam = optax.adam(1e-2, b2=0.99, eps=1e-25)
+    chained = optax.chain(rj.gradients.orthogonal_gradient(), adam)
+    (fit, learned), (plain_fit, plain_learned) = jax.jit(lambda: (accuracies(chained), accuracies(adam)))()
+    assert fit == plain_fit == 1
+    assert learned > 0.8 and plain_learned < 0.1, (learned, plain_learned)

@@ -1,4 +1,4 @@
-"""The distance between the distributions of weights now and at initialisation."""
+"""The distance between the distributions of weights now and at initialisation, and decay towards pretrained weights."""
 
 from functools import partial
 
@@ -59,3 +59,35 @@ def test_where_and_low_precision():
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), low)
     assert float(rj.weights.wasserstein_to_init(*low)) == pytest.approx(float(rj.weights.wasserstein_to_init(*wide)), rel=1e-6)
     assert rj.weights.sorted_init(low[0]).values["kernel"].dtype == jnp.bfloat16
+
+
+def test_l2_sp_and_its_gradient(x64):
+    anchor = {"kernel": START["kernel"], "bias": None}
+    new = {"kernel": False, "bias": True}
+
+    @jax.jit
+    def both(alpha, beta):
+        penalty = lambda p: rj.weights.l2_sp(p, anchor, alpha=alpha, beta=beta, new_mask=new)
+        return jax.value_and_grad(penalty)(PARAMS)
+
+    for alpha, beta in ((0.1, 0.01), (3.0, 0.0), (0.0, 2.0)):
+        value, gradient = both(alpha, beta)
+        want = 0.0
+        for i in np.ndindex(4, 3):
+            want += alpha / 2 * (PARAMS["kernel"][i] - START["kernel"][i]) ** 2
+        want += sum(beta / 2 * w**2 for w in PARAMS["bias"])
+        assert float(value) == pytest.approx(want, rel=1e-12)
+        np.testing.assert_allclose(gradient["kernel"], alpha * (PARAMS["kernel"] - START["kernel"]), rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(gradient["bias"], beta * PARAMS["bias"], rtol=1e-12, atol=1e-15)
+
+
+def test_l2_sp_takes_a_new_head_of_another_size_and_a_choice_of_leaves(x64):
+    head = lambda path, leaf: path[0] == "bias"
+    for there in (None, np.ones(10), {"another": "head"}):
+        got = rj.weights.l2_sp(PARAMS, {"kernel": PARAMS["kernel"], "bias": there}, new_mask=head, beta=2.0)
+        assert float(got) == pytest.approx(np.sum(PARAMS["bias"] ** 2), rel=1e-12)
+    kernels = rj.weights.l2_sp(PARAMS, START, alpha=2.0, where="kernels")
+    assert float(kernels) == pytest.approx(np.sum((PARAMS["kernel"] - START["kernel"]) ** 2), rel=1e-12)
+    # Without new leaves and with an anchor of zero it is plain weight decay.
+    zero = jax.tree.map(np.zeros_like, PARAMS)
+    assert float(rj.weights.l2_sp(PARAMS, zero, alpha=1.0, where=None)) == pytest.approx(np.sum(PARAMS["kernel"] ** 2) / 2)

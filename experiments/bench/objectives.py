@@ -1,0 +1,245 @@
+"""The suite of objectives: what each costs beside the plain step, and SAM against optax's and PyTorch's."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import regjax as rj
+from experiments.bench import peers
+from experiments.bench.results import Bound, Panel
+from experiments.bench.timing import Subject, cost
+from experiments.models import ModelConfig, make_model, split
+
+SHAPES: Mapping[str, tuple[int, ...]] = {
+    "mlp": (128, 64, 256, 256, 10),
+    "wide": (256, 784, 1024, 1024, 10),
+    "resnet": (64, 32, 16),
+    "tiny": (8, 8, 8, 3),
+}
+"""Batch and layers of a network; for the ResNet batch, side of the image and channels of the first of three stages."""
+DEFAULT = ("mlp", "wide", "resnet")
+
+PLAIN = "plain step"
+RHO, RATE, MOMENTUM = 0.05, 0.1, 0.9
+
+ApplyFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
+"""``f(params, state, images) -> (logits, state)``."""
+
+
+def panels(shape: tuple[int, ...], threads: int) -> Iterator[Panel]:
+    """What is measured together, on one batch."""
+    resnet = len(shape) == 3
+    apply_fn, params, state, x, y = _resnet(*shape) if resnet else _mlp(*shape)
+    described = f"ResNet of {shape[2]} channels, images {list(x.shape)}" if resnet else f"MLP {list(shape[1:])}, batch {shape[0]}"
+
+    def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Any]:
+        logits, new_state = apply_fn(params, state, x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), new_state
+
+    ours, theirs = "regjax sam", "optax.contrib.sam, opaque"
+    subjects = {
+        PLAIN: _step(loss_fn, params, x, y),
+        ours: _step(rj.objectives.sam(loss_fn, rho=RHO, has_aux=True), params, x, y),
+        theirs: _optax_sam(loss_fn, params, x, y, opaque=True),
+        "optax.contrib.sam, transparent": _optax_sam(loss_fn, params, x, y, opaque=False),
+    }
+    bounds = [
+        Bound(ours, PLAIN, 2.02, "flops"),
+        Bound(ours, theirs, 1.0),
+        Bound(ours, theirs, 1.0, "temporary"),
+    ]
+    torch = peers.torch_sam(shape, np.asarray(x), np.asarray(y), rho=RHO, rate=RATE, momentum=MOMENTUM, threads=threads)
+    bounds += [Bound(ours, name, 1.0) for name in torch if "SAM" in name]
+    yield Panel(f"{described}: a step of SAM", {**subjects, **torch}, bounds)
+
+    if not resnet:
+        yield _costs(shape)
+
+
+def _costs(shape: tuple[int, ...]) -> Panel:
+    """A training step with each objective, on one network and batch."""
+    _, params, _, x, y = _mlp(*shape)
+    x = jax.nn.sigmoid(x)  # inputs in [0, 1], as attacks expect them
+    size, classes = x.shape[0], shape[-1]
+    key, pen, other = jax.random.key(0), rj.objectives, jnp.roll(y, 1)
+
+    def features(params: Any, x: jax.Array) -> jax.Array:
+        for layer in params[:-1]:
+            x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
+        return x
+
+    head = lambda layer, h: h @ layer["kernel"] + layer["bias"]
+    logits = lambda params, x: head(params[-1], features(params, x))
+    entropy = optax.softmax_cross_entropy_with_integer_labels
+    each = lambda params, x, y: entropy(logits(params, x), y)
+    mean = lambda params, x, y: each(params, x, y).mean()
+    plus = lambda penalty: lambda params, x, y: mean(params, x, y) + 0.1 * penalty(params, x, y)
+    keyed = lambda fn: lambda params, x, y: fn(params, key, x, y)
+    around = lambda fn: plus(lambda params, x, y: fn(params, key, x))
+    halves = lambda a: a.reshape(2, size // 2, *a.shape[1:])
+    on_logits = lambda fn: lambda params, x, y: fn(logits(params, x))
+
+    def aligned(params: Any, x: jax.Array, y: jax.Array) -> Any:
+        loss = pen.hessian_alignment(lambda layer, h, y: entropy(head(layer, h), y).mean())
+        return loss(params[-1], halves(features(params, x)), halves(y))[0]
+
+    def posterior(params: Any, x: jax.Array, y: jax.Array) -> Any:
+        drawn = pen.sample_posterior(key, params, jnp.asarray(-4.0))
+        kl = pen.gaussian_kl_profiled(params, jax.nn.softplus(jnp.asarray(-4.0)))
+        return pen.data_emphasized_elbo(mean(drawn, x, y), kl, num_examples=1000, kappa=100.0)
+
+    harmful = lambda params, batch: mean(params, *batch)
+    booster = pen.booster(harmful, harmful)
+    joint = pen.functional_entropy(lambda params, *parts: logits(params, jnp.concatenate(parts, -1)), num_samples=2)
+    both = lambda params, x, y: joint(params, key, (x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :]))
+    steps: dict[str, tuple[Callable[..., Any], float | None]] = {
+        PLAIN: (mean, None),
+        "with_penalty, l2": (pen.with_penalty(mean, rj.weights.l2, 1e-3), None),
+        "sam": (pen.sam(mean), 2.02),
+        "sam, adaptive": (pen.sam(mean, adaptive="asam"), 2.02),
+        "sam, 4 groups": (pen.sam(mean, num_groups=4), None),
+        "gsam": (pen.gsam(mean, rho=0.05), 2.02),
+        "esam": (lambda params, x, y: pen.esam(each)(params, x, y, key=key), None),
+        "imbsam": (pen.imbsam(each, class_counts=jnp.arange(classes), tail_threshold=2), None),
+        "gradient_norm_penalty": (pen.gradient_norm_penalty(mean, radius=0.05, coefficient=0.01), 2.02),
+        "amp, 1 step": (pen.amp(mean), 2.02),
+        "amp, 3 steps": (pen.amp(mean, inner_steps=3), 4.04),
+        "gradient_penalty, forward": (pen.gradient_penalty(mean, coefficient=0.1), 2.05),
+        "gradient_penalty, central": (pen.gradient_penalty(mean, coefficient=0.1, method="central"), None),
+        "gradient_penalty, exact": (pen.gradient_penalty(mean, coefficient=0.1, method="exact"), None),
+        "booster": (lambda params, x, y: booster(params, (x, y), (x, other)), None),
+        "adversarial, FGSM": (keyed(pen.adversarial(mean, attack="fgsm")), None),
+        "adversarial, PGD-10": (keyed(pen.adversarial(mean)), None),
+        "elle": (keyed(pen.elle(each)), None),
+        "elle_penalty": (plus(keyed(pen.elle_penalty(each, epsilon=0.1))), None),
+        "aaer": (keyed(pen.aaer(logits)), None),
+        "vat": (around(pen.vat(logits, epsilon=1.0)), None),
+        "jacobian_penalty, 1 projection": (around(pen.jacobian_penalty(logits)), None),
+        "jacobian_penalty, exact": (around(pen.jacobian_penalty(logits, num_projections=-1)), None),
+        "functional_entropy, 2 samples": (plus(both), None),
+        "irm_penalty": (on_logits(lambda z: entropy(z, y).mean() + pen.irm_penalty(z, y)), None),
+        "hessian_alignment, HGP": (aligned, None),
+        "data_emphasized_elbo": (posterior, None),
+        "tent_loss": (on_logits(pen.tent_loss), None),
+        "eata_loss": (on_logits(lambda z: pen.eata_loss(z)[0]), None),
+    }
+    subjects = {name: _step(_with_aux(fn), params, x, y) for name, (fn, _) in steps.items()}
+    subjects |= _with_memory(mean, logits, params, x, y, classes)
+    bounds = [Bound(name, PLAIN, most, "flops") for name, (_, most) in steps.items() if most is not None]
+    bounds.append(Bound("saf", PLAIN, 1.02, "flops"))
+    return Panel(f"MLP {list(shape[1:])}, batch {shape[0]}: a step with each objective", subjects, bounds, PLAIN)
+
+
+def _with_aux(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda params, *batch: (loss_fn(params, *batch), None)
+
+
+def _with_memory(mean: Any, logits: Any, params: Any, x: jax.Array, y: jax.Array, classes: int) -> dict[str, Subject]:
+    """Steps whose memory is carried and donated beside the parameters."""
+    tx = optax.sgd(RATE, momentum=MOMENTUM)
+    indices, epoch = jnp.arange(len(x)), 7
+
+    def stepped(loss_fn: Callable[..., Any], memory: Any) -> Subject:
+        def step(carried: Any, *batch: jax.Array) -> Any:
+            params, opt_state, memory = carried
+            gradient, memory = jax.grad(loss_fn, has_aux=True)(params, memory, *batch)
+            updates, opt_state = tx.update(gradient, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state, memory), None
+
+        return _looped(step, (params, tx.init(params), memory), x, y)
+
+    saf = rj.objectives.saf(num_examples=50_000, num_classes=classes)
+    look = rj.objectives.look_sam(mean, period=5)
+    mesa = rj.objectives.mesa()
+
+    def with_saf(params: Any, memory: Any, x: jax.Array, y: jax.Array) -> Any:
+        z = logits(params, x)
+        penalty, memory = saf.apply(memory, z, indices, epoch)
+        return optax.softmax_cross_entropy_with_integer_labels(z, y).mean() + penalty, memory
+
+    def with_mesa(params: Any, memory: Any, x: jax.Array, y: jax.Array) -> Any:
+        z = logits(params, x)
+        penalty = mesa.apply(memory, z, logits(memory.average, x), epoch)
+        return optax.softmax_cross_entropy_with_integer_labels(z, y).mean() + penalty, mesa.update(memory, params)
+
+    return {
+        "saf": stepped(with_saf, saf.init()),
+        "mesa": stepped(with_mesa, mesa.init(params)),
+        "look_sam, every 5th": stepped(lambda params, memory, x, y: look.apply(memory, params, x, y), look.init(params)),
+    }
+
+
+def _mlp(batch: int, *sizes: int) -> Any:
+    random = np.random.default_rng(0)
+    params = [
+        {"kernel": jnp.asarray(random.normal(size=(a, b)) * np.sqrt(2 / a), jnp.float32), "bias": jnp.zeros(b)}
+        for a, b in itertools.pairwise(sizes)
+    ]
+
+    def apply_fn(params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        for layer in params[:-1]:
+            x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
+        return x @ params[-1]["kernel"] + params[-1]["bias"], state
+
+    x = jnp.asarray(random.normal(size=(batch, sizes[0])), jnp.float32)
+    return apply_fn, params, {}, x, jnp.arange(batch) % sizes[-1]
+
+
+def _resnet(batch: int, side: int, width: int) -> Any:
+    model = make_model(ModelConfig("resnet", width=width, depth=1), (side, side, 3), 10, rngs=nnx.Rngs(0))
+    whole, params, state = split(model)
+
+    def apply_fn(params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        out = whole(params, state, x, key=jax.random.key(0), hooks=rj.Hooks(), training=True)
+        return out.logits, out.state
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(batch, side, side, 3)), jnp.float32)
+    return apply_fn, params, state, x, jnp.arange(batch) % 10
+
+
+def _step(loss_fn: Callable[..., Any], params: Any, *batch: jax.Array) -> Subject:
+    """A training step of a loss with aux: SGD with momentum, the state donated."""
+    tx = optax.sgd(RATE, momentum=MOMENTUM)
+
+    def step(carried: Any, *batch: jax.Array) -> Any:
+        params, opt_state = carried
+        gradient, aux = jax.grad(loss_fn, has_aux=True)(params, *batch)
+        updates, opt_state = tx.update(gradient, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), aux
+
+    return _looped(step, (params, tx.init(params)), *batch)
+
+
+def _optax_sam(loss_fn: Callable[..., Any], params: Any, *batch: jax.Array, opaque: bool) -> Subject:
+    """The same with SAM as a wrapper of the optimiser: one call with the gradient function, or two calls for one update."""
+    ascent = optax.chain(optax.contrib.normalize(), optax.sgd(RHO))
+    tx = optax.contrib.sam(optax.sgd(RATE, momentum=MOMENTUM), ascent, sync_period=2, opaque_mode=opaque)
+
+    def step(carried: Any, *batch: jax.Array) -> Any:
+        params, opt_state = carried
+        of = lambda params, _: jax.grad(loss_fn, has_aux=True)(params, *batch)[0]
+        for _ in range(1 if opaque else 2):
+            gradient, aux = jax.grad(loss_fn, has_aux=True)(params, *batch)
+            updates, opt_state = tx.update(gradient, opt_state, params, **({"grad_fn": of} if opaque else {}))
+            params = optax.apply_updates(params, updates)
+        return (params, opt_state), aux
+
+    return _looped(step, (params, tx.init(params)), *batch)
+
+
+def _looped(step: Callable[..., Any], carried: Any, *batch: jax.Array) -> Subject:
+    counted = cost(step, carried, *batch, donate_argnums=0)
+    compiled = jax.jit(step, donate_argnums=0)
+    carried = jax.tree.map(jnp.array, carried)  # subjects share their first parameters: each donates its own copy
+
+    def run() -> None:
+        nonlocal carried
+        carried, _ = jax.block_until_ready(compiled(carried, *batch))
+
+    return Subject(run, counted)
