@@ -142,6 +142,13 @@ def safe_norm(x: Array, axis: int | tuple[int, ...] | None = None, keepdims: boo
     return safe_sqrt(jnp.sum(jnp.square(x), axis=axis, keepdims=keepdims))
 
 
+def unit(x: Array, eps: float = 1e-8) -> Array:
+    """Vectors of length 1 on the last axis; one shorter than ``eps`` has no direction: it gives 0, and no gradient."""
+    squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    some = squared > eps**2
+    return jnp.where(some, x * jax.lax.rsqrt(jnp.where(some, squared, 1)), 0)
+
+
 def global_norm(tree: PyTree) -> Array:
     """The Euclidean norm over all leaves, in float32 or better, with gradient 0 at 0."""
     return safe_sqrt(sum_squares(tree))

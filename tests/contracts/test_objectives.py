@@ -81,6 +81,28 @@ def test_nests_with_every_other_under_transformations(example):
     assert_close(scanned, want, 1e-5, "scan")
 
 
+def test_gradients_accumulate_over_parts_of_a_batch():
+    """Two parts through `optax.MultiSteps` move the weights once, by the mean of their gradients, aux and keys included."""
+    tx = optax.MultiSteps(optax.sgd(0.1), 2)
+    parts = (X[:4], Y[:4], jax.random.key(1)), (X[4:], Y[4:], jax.random.key(2))
+
+    @jax.jit
+    def both(params):
+        ends = []
+        for example in OBJECTIVES:
+            grad = jax.grad(example.objective(loss_with_state, has_aux=True), has_aux=True)
+            grads = [grad(params, (x, y), key)[0] for x, y, key in parts]
+            state, moved = tx.init(params), params
+            for g in grads:
+                updates, state = tx.update(g, state, moved)
+                moved = optax.apply_updates(moved, updates)
+            ends.append((moved, jax.tree.map(lambda p, a, b: p - 0.05 * (a + b), params, *grads)))
+        return ends
+
+    for example, (got, want) in zip(OBJECTIVES, both(PARAMS), strict=True):
+        assert_close(got, want, 1e-6, example.name)
+
+
 @named
 def test_flops_stay_within_the_declared_ratio(example):
     if example.flops is None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import regjax as rj
-from regjax.losses.learnability import _COEFFICIENTS, _prepared
+from regjax.losses.reconstruction.learnability import _COEFFICIENTS, _prepared
 
 RNG = np.random.default_rng(0)
 X, Y = np.array([[1.0, 0.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, 0.0]]), np.array([1.0, -1.0, 1.0, -1.0])

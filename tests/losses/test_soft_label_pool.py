@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import regjax as rj
-from regjax.losses.soft_label_pool import _kept
+from regjax.losses.distillation.soft_label_pool import _kept
 
 RNG = np.random.default_rng(0)
 matching, prune = rj.losses.batchnorm_matching, rj.losses.prune_soft_labels

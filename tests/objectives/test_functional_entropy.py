@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import regjax as rj
-from regjax.objectives.functional_entropy import fisher_information
+from regjax.objectives.derivatives.functional_entropy import fisher_information
 from tests.objectives.problems import close
 from tests.references import log_softmax
 

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import regjax as rj
-from regjax.objectives.noprop import dt_loss, sample
-from regjax.objectives.noprop_continuous import ct_loss, flow_loss
+from regjax.objectives.local_learning.noprop import dt_loss, sample
+from regjax.objectives.local_learning.noprop_continuous import ct_loss, flow_loss
 from tests.objectives.problems import close
 from tests.references import log_softmax, soft_labels
 

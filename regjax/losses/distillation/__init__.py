@@ -1,0 +1,1 @@
+"""Teachers, one or several, and agreement of networks with themselves."""

@@ -1,0 +1,1 @@
+"""Hidden parts of inputs, masks that explain, and gates on features."""

@@ -1,0 +1,1 @@
+"""Neighbours, pairs and candidates."""

@@ -1,0 +1,1 @@
+"""Soft targets, confidence and the size of logits."""

@@ -1,0 +1,1 @@
+"""Objectives at test time, without labels."""

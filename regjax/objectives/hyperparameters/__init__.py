@@ -1,0 +1,1 @@
+"""Strengths and predictors that are learned while the network is trained."""

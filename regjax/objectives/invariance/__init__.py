@@ -1,0 +1,1 @@
+"""What should not change between domains or under symmetries."""

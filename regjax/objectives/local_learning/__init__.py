@@ -1,0 +1,1 @@
+"""Networks trained block by block, without gradients between the blocks."""

@@ -1,0 +1,1 @@
+"""Losses at perturbed weights, and what stands in for them."""
