@@ -98,6 +98,9 @@ def _costs(shape: tuple[int, ...]) -> Panel:
     booster = pen.booster(harmful, harmful)
     joint = pen.functional_entropy(lambda params, *parts: logits(params, jnp.concatenate(parts, -1)), num_samples=2)
     both = lambda params, x, y: joint(params, key, (x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :]))
+    spread = lambda losses: losses.mean() + pen.vrex_penalty(losses)
+    components = lambda params, x, y: -jnp.stack([each(params, x, y), each(params, 1 - x, y)], -1)
+    crossed = pen.cross_gradient(components, weights=[0.5, 0.5])
     steps: dict[str, tuple[Callable[..., Any], float | None]] = {
         PLAIN: (mean, None),
         "with_penalty, l2": (pen.with_penalty(mean, rj.weights.l2, 1e-3), None),
@@ -125,12 +128,15 @@ def _costs(shape: tuple[int, ...]) -> Panel:
         "functional_entropy, 2 samples": (plus(both), None),
         "irm_penalty": (on_logits(lambda z: entropy(z, y).mean() + pen.irm_penalty(z, y)), None),
         "hessian_alignment, HGP": (aligned, None),
+        "vrex_penalty, 2 domains": (lambda params, x, y: spread(halves(each(params, x, y)).mean(1)), None),
+        "cross_gradient, 2 components": (crossed, None),
         "data_emphasized_elbo": (posterior, None),
         "tent_loss": (on_logits(pen.tent_loss), None),
         "eata_loss": (on_logits(lambda z: pen.eata_loss(z)[0]), None),
     }
     subjects = {name: _step(_with_aux(fn), params, x, y) for name, (fn, _) in steps.items()}
-    subjects |= _with_memory(mean, logits, params, x, y, classes)
+    subjects |= _with_memory(mean, logits, features, params, x, y, classes)
+    subjects |= _with_own_parameters(logits, mean, params, x, y, classes)
     bounds = [Bound(name, PLAIN, most, "flops") for name, (_, most) in steps.items() if most is not None]
     bounds.append(Bound("saf", PLAIN, 1.02, "flops"))
     return Panel(f"MLP {list(shape[1:])}, batch {shape[0]}: a step with each objective", subjects, bounds, PLAIN)
@@ -140,7 +146,9 @@ def _with_aux(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
     return lambda params, *batch: (loss_fn(params, *batch), None)
 
 
-def _with_memory(mean: Any, logits: Any, params: Any, x: jax.Array, y: jax.Array, classes: int) -> dict[str, Subject]:
+def _with_memory(
+    mean: Any, logits: Any, features: Any, params: Any, x: jax.Array, y: jax.Array, classes: int
+) -> dict[str, Subject]:
     """Steps whose memory is carried and donated beside the parameters."""
     tx = optax.sgd(RATE, momentum=MOMENTUM)
     indices, epoch = jnp.arange(len(x)), 7
@@ -168,10 +176,74 @@ def _with_memory(mean: Any, logits: Any, params: Any, x: jax.Array, y: jax.Array
         penalty = mesa.apply(memory, z, logits(memory.average, x), epoch)
         return optax.softmax_cross_entropy_with_integer_labels(z, y).mean() + penalty, mesa.update(memory, params)
 
+    fishr = rj.objectives.fishr(2)
+
+    def with_fishr(params: Any, memory: Any, x: jax.Array, y: jax.Array) -> Any:
+        h, layer = features(params, x), params[-1]
+        penalty, memory = fishr.apply(memory, h, layer["kernel"].T, layer["bias"], y, indices % 2)
+        z = h @ layer["kernel"] + layer["bias"]
+        return optax.softmax_cross_entropy_with_integer_labels(z, y).mean() + penalty, memory
+
     return {
+        "fishr, 2 domains": stepped(with_fishr, fishr.init(params[-1]["kernel"].T)),
         "saf": stepped(with_saf, saf.init()),
         "mesa": stepped(with_mesa, mesa.init(params)),
         "look_sam, every 5th": stepped(lambda params, memory, x, y: look.apply(memory, params, x, y), look.init(params)),
+    }
+
+
+def _with_own_parameters(logits: Any, mean: Any, params: Any, x: jax.Array, y: jax.Array, classes: int) -> dict[str, Subject]:
+    """Steps of networks of about the same size whose form the objective prescribes, and of data in place of weights."""
+    key, random, own = jax.random.key(0), np.random.default_rng(0), rj.objectives
+    drawn = lambda *shape: jnp.asarray(random.normal(size=shape) / np.sqrt(shape[0]), jnp.float32)
+    sizes = [layer["kernel"].shape for layer in params]
+    width = sizes[0][1]
+
+    # One block for each layer of the plain network, each of which sees the input and the noisy label.
+    blocks = {
+        "in": jnp.stack([drawn(x.shape[1] + classes, width)] * len(sizes)),
+        "out": jnp.stack([drawn(width, classes)] * len(sizes)),
+    }
+    noprop = own.NoPropParams(blocks, drawn(classes, classes), jnp.eye(classes))
+    schedule = own.noprop_schedule(np.linspace(0.5, 0.9, len(sizes) + 1))
+    block = lambda w, z, x: jax.nn.relu(jnp.concatenate([z, x], -1) @ w["in"]) @ w["out"]
+    denoise = lambda params, x, y: own.noprop_dt_loss(
+        key, params, x, y, schedule=schedule, block_apply=block, head_apply=lambda w, z: z @ w
+    )
+
+    hyper = [rj.layers.HyperParams(drawn(a, b), drawn(a, b), drawn(2, b), scale=jnp.ones(())) for a, b in sizes]
+    tuned = own.TunedHyper(jnp.zeros(2), jnp.zeros(2))
+
+    def tunable(params: Any, h: jax.Array, key: Any, batch: Any) -> jax.Array:
+        z, labels = batch
+        for layer in params[:-1]:
+            z = jax.nn.relu(rj.layers.hyper_dense(layer, z, h))
+        z = rj.layers.hyper_dense(params[-1], z, h)
+        return optax.softmax_cross_entropy_with_integer_labels(z, labels).mean()
+
+    train, _ = own.self_tuning(tunable, tunable)
+    free = own.free_adversarial(replays=8)
+    tx = optax.sgd(RATE, momentum=MOMENTUM)
+
+    def replayed(carried: Any, x: jax.Array, y: jax.Array) -> Any:
+        def replay(carry: Any, x: jax.Array) -> Any:
+            params, opt_state = carry
+            gradient, by_x = jax.grad(mean, argnums=(0, 1))(params, x, y)
+            updates, opt_state = tx.update(gradient, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), by_x
+
+        *carry, memory = carried
+        (params, opt_state), memory = free.apply(memory, replay, tuple(carry), x)
+        return (params, opt_state, memory), None
+
+    matched = lambda images, _, y: own.trajectory_matching_loss(
+        logits, images, y, params, jax.tree.map(lambda w: 0.9 * w, params), 0.1, num_steps=3
+    )
+    return {
+        "noprop_dt_loss": _step(_with_aux(denoise), noprop, x, y),
+        "self_tuning, training": _step(_with_aux(lambda params, x, y: train(params, tuned, key, (x, y))), hyper, x, y),
+        "free_adversarial, 8 replays": _looped(replayed, (params, tx.init(params), free.init(x)), x, y),
+        "trajectory_matching_loss, 3 steps": _step(_with_aux(matched), x, x, y),
     }
 
 
