@@ -291,8 +291,24 @@ def _class_last(name: str, targets: Any, logits: Any, axis: int) -> Array:
 
 def _clipped_softmax(name: str, x: classes.ClassInputs, clip: Any) -> Array:
     checks.number(name, "clip", clip, low=0.0, high=0.5, open_high=True)
-    p = jnp.clip(jnp.exp(classes.log_softmax(x.logits, x.where)), clip, 1 - clip)
+    shifted, log_total = classes.normalise(x.logits, x.where)
+    p = _clipped_exp(shifted - log_total[..., None], jnp.asarray(clip, shifted.dtype))
     return p if x.where is None else jnp.where(x.where, p, 0)
+
+
+@jax.custom_jvp
+def _clipped_exp(log_p: Array, clip: Any) -> Array:
+    """The clipped exponential, without comparisons and with a derivative that computes it anew: it fuses with what reads it."""
+    return jnp.minimum(jnp.maximum(jnp.exp(log_p), clip), 1 - clip)
+
+
+@_clipped_exp.defjvp
+def _clipped_exp_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    log_p, clip = primals
+    p = jnp.exp(log_p)
+    # 1 strictly between the limits, else 0.
+    inside = jnp.maximum(jnp.sign(p - clip) * jnp.sign((1 - clip) - p), 0)
+    return _clipped_exp(log_p, clip), inside * p * tangents[0]
 
 
 def _mix_share(name: str, value: Any, batch: int, dtype: Any) -> Array:
