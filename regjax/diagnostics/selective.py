@@ -279,9 +279,12 @@ def _area(risk: Array, count: Array, method: str) -> Array:
 
 
 def _normalized_top(x: classes.ClassInputs, p: Any, center: bool) -> Array:
-    v = x.logits - classes.class_mean(x.logits, x.where)[..., None] if center else x.logits
+    mean = classes.class_mean(x.logits, x.where) if center else jnp.zeros((), x.logits.dtype)
+    v = x.logits - mean[..., None]
     present = v if x.where is None else jnp.where(x.where, v, 0)
-    top = jnp.max(v if x.where is None else jnp.where(x.where, v, -jnp.inf), axis=-1)
+    # Of the logits as they came: the derivative of a maximum compares it with its arguments, and differences that two kernels
+    # compute anew may differ in the last digit.
+    top = classes.top(x.logits if x.where is None else jnp.where(x.where, x.logits, -jnp.inf)) - mean
     # Powers of numbers in [0, 1] cannot overflow, and the scale leaves the ratio and its gradient alone.
     scale = jax.lax.stop_gradient(jnp.max(jnp.abs(present), axis=-1))
     some = scale > 0
