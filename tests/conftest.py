@@ -5,8 +5,8 @@ import os
 import pathlib
 import resource
 
-# Tests compile far more than they run: less optimisation, and a thread for each of the two test processes. XLA ends the process at
-# a flag that it does not know, so the last one, which halves the time of compiling, is for the versions that are known to have it.
+# Tests compile far more than they run: less optimisation, and a thread for each of the two test processes. XLA ends the process
+# at a flag that it does not know, so the last one, which halves the time of compiling, is for versions that are known to have it.
 _FLAGS = [
     "--xla_force_host_platform_device_count=8",
     "--xla_cpu_multi_thread_eigen=false",
