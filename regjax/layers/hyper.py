@@ -21,7 +21,8 @@ class HyperParams(NamedTuple):
     """Parameters of a hyper layer with H hyperparameters; the biases and ``gate_bias`` are None together.
 
     ``kernel`` and ``response_kernel`` ``[..., inputs, outputs]``, ``gate_kernel`` and ``gate_bias`` ``[H, outputs]``, ``bias``
-    and ``response_bias`` ``[outputs]``, ``scale`` a scalar.
+    and ``response_bias`` ``[outputs]``, ``scale`` a scalar: ``jnp.ones(())`` where it is trained, as a number would turn
+    into an array in the first step, and the step would be compiled anew.
     """
 
     kernel: Any

@@ -26,7 +26,8 @@ def gaussian_kl_profiled(params: PyTree, sigma: Any, *, prior_mean: PyTree = Non
       params: m, an array or any tree of P numbers in its floating leaves.
       sigma: the posterior's standard deviation, above 0: a number or scalar array for all, or a tree of the structure and
         shapes of ``params``. ``softplus(raw_sigma)``, with ``raw_sigma`` beside the parameters and started at
-        ``stretched_logit(1e-4, low=0.0, high=inf)``.
+        ``stretched_logit(1e-4, low=0.0, high=inf)``. Weights that start near the prior's mean and so small a sigma can stay
+        there, as the strength profiled from them is large: start them at their usual size.
       prior_mean: mu, a constant tree like ``params``, such as pretrained weights; None (default): 0.
 
     Returns:
