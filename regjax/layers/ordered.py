@@ -1,6 +1,6 @@
 """Ordered low-rank layers as functions: a kernel is a product of two factors, of which the first r ranks may be used alone.
 
-The modules over them are in `regjax.layers.ordered_modules`; what orders the ranks, in `regjax.weights.low_rank` (a
+The modules over them are in `regjax.layers.ordered_modules`; what orders the ranks, in `regjax.weights.penalties.low_rank` (a
 penalty) and `regjax.layers.rank_sampling`.
 """
 

@@ -3,21 +3,21 @@
 Which leaves count is ``where=`` everywhere; `as_matrix` says how a kernel is a matrix.
 """
 
-from regjax.weights.anchors import SortedInit, l2_sp, sorted_init, wasserstein_to_init
-from regjax.weights.averaging import EMAState, SWAState, ema, recompute_batch_stats, swa
-from regjax.weights.equivariance import group_projector
-from regjax.weights.folding import fold_parallel_adapter
-from regjax.weights.interpolation import fisher_interpolate, interpolate
-from regjax.weights.low_rank import fold_ranks, low_rank_group_lasso, rank_importance, shrink_ranks
+from regjax.weights.anchors.distances import SortedInit, l2_sp, sorted_init, wasserstein_to_init
+from regjax.weights.anchors.mixout import apply_mixout, mixout
+from regjax.weights.averaging.interpolation import fisher_interpolate, interpolate
+from regjax.weights.averaging.running import EMAState, SWAState, ema, recompute_batch_stats, swa
+from regjax.weights.averaging.soups import GreedySoup, LearnedSoup, SoupWeights, greedy_soup, learned_soup, uniform_soup
 from regjax.weights.matrix import as_matrix, kernel_matrix
-from regjax.weights.mixout import apply_mixout, mixout
-from regjax.weights.penalties import elastic_net, group_lasso, l1, l2, sparse_group_lasso
-from regjax.weights.prox_block import prox_block_step
-from regjax.weights.proximal import prox_elastic_net, prox_group_lasso, prox_l1, prox_l2, prox_sparse_group_lasso
-from regjax.weights.renormalize import renormalize
-from regjax.weights.soups import GreedySoup, LearnedSoup, SoupWeights, greedy_soup, learned_soup, uniform_soup
-from regjax.weights.spectral import SpectralState, spectral_penalty, stateful_spectral_penalty
-from regjax.weights.spectral_init import spectral_small_init
+from regjax.weights.penalties.low_rank import fold_ranks, low_rank_group_lasso, rank_importance, shrink_ranks
+from regjax.weights.penalties.norms import elastic_net, group_lasso, l1, l2, sparse_group_lasso
+from regjax.weights.projections.equivariance import group_projector
+from regjax.weights.projections.renormalize import renormalize
+from regjax.weights.proximal.block_step import prox_block_step
+from regjax.weights.proximal.norms import prox_elastic_net, prox_group_lasso, prox_l1, prox_l2, prox_sparse_group_lasso
+from regjax.weights.reparameterisation.folding import fold_parallel_adapter
+from regjax.weights.spectral.initial import spectral_small_init
+from regjax.weights.spectral.penalty import SpectralState, spectral_penalty, stateful_spectral_penalty
 
 __all__ = [
     "EMAState",

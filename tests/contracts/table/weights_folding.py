@@ -1,4 +1,4 @@
-"""Examples of `regjax.weights.folding`."""
+"""Examples of `regjax.weights.reparameterisation.folding`."""
 
 import jax.numpy as jnp
 

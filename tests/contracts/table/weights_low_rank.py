@@ -1,4 +1,4 @@
-"""Examples of `regjax.weights.low_rank`."""
+"""Examples of `regjax.weights.penalties.low_rank`."""
 
 import jax
 import jax.numpy as jnp

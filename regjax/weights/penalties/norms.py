@@ -1,7 +1,7 @@
 """Norm penalties on weights: l1, l2, elastic net, group lasso, sparse group lasso.
 
 Penalties sum over entries and leaves; the strength is the caller's. Each has its proximal operator in
-`regjax.weights.proximal`.
+`regjax.weights.proximal.norms`.
 """
 
 from typing import Any

@@ -1,0 +1,1 @@
+"""Pruning and sparse training as optax transformations whose masks live in the optimiser state."""

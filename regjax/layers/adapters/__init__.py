@@ -1,0 +1,1 @@
+"""Adapted linear layers: low-rank and singular-value updates of frozen kernels."""

@@ -1,0 +1,1 @@
+"""Linear layers whose kernels have a structure: butterflies, templates, masks."""

@@ -1,0 +1,1 @@
+"""Consolidation: distances to earlier weights, for fine-tuning and continual learning."""

@@ -1,0 +1,1 @@
+"""Penalties that keep the units of a layer orthonormal."""

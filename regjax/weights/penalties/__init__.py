@@ -1,0 +1,1 @@
+"""Penalties on the size and the distribution of weights."""

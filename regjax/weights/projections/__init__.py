@@ -1,0 +1,1 @@
+"""Projections onto weights with a symmetry or a norm."""

@@ -1,0 +1,1 @@
+"""Proximal operators and projections: the steps that reach a constraint exactly."""

@@ -1,0 +1,1 @@
+"""Surgery on trained weights without training from scratch."""

@@ -1,0 +1,1 @@
+"""Other parameters for the same kernel, and their folding into plain kernels."""

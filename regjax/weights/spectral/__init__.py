@@ -1,0 +1,1 @@
+"""Singular values: penalties on them, bounds of them, normalisation by them."""

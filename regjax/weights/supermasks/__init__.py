@@ -1,0 +1,1 @@
+"""Masks that are learned by scores over fixed or shared weights."""
