@@ -16,6 +16,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from flax import nnx
+
 from regjax.core.strength import strengths
 
 STAGES = ("inputs", "layers", "features", "losses", "objectives", "gradients", "weights", "schedules", "diagnostics")
@@ -51,14 +53,14 @@ class Card:
 def techniques() -> dict[str, Callable[..., Any]]:
     """Every public technique by its full name, ``{"losses.maxsup": <function>, ...}``, stage by stage.
 
-    A technique is a function or a Flax module in the ``__all__`` of a stage; result and state types are none.
+    A technique is a function or a Flax module in the ``__all__`` of a stage; result, state and variable types are none.
     """
     found: dict[str, Callable[..., Any]] = {}
     for stage in STAGES:
         module = importlib.import_module(f"regjax.{stage}")
         for name in module.__all__:
             value = getattr(module, name)
-            if inspect.isfunction(value) or (inspect.isclass(value) and not issubclass(value, tuple)):
+            if inspect.isfunction(value) or (inspect.isclass(value) and not issubclass(value, (tuple, nnx.Variable))):
                 found[f"{stage}.{name}"] = value
     return found
 

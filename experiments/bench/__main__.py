@@ -21,7 +21,8 @@ class BenchConfig:
       suite: the techniques of which stage.
       shapes: names of batches, by default those of the suite: for inputs ``32`` is [256, 32, 32, 3], ``224`` [64, 224, 224, 3],
         ``tiny`` [8, 16, 16, 3]; for losses ``1k`` is [8192, 1000], ``32k`` [4096, 32000], ``tiny`` [16, 8];
-        for objectives ``mlp``, ``wide`` and ``resnet`` are networks.
+        for objectives ``mlp``, ``wide`` and ``resnet`` are networks; for weights ``25m`` is a tree of 25 million weights in
+        60 leaves, ``resnet`` a network, ``norms`` a matrix and a convolution.
       threads: cores that every library may use; 0 for all.
       turns: how often every subject runs, in turns.
       seconds: the least time of a subject in a turn.
@@ -29,7 +30,7 @@ class BenchConfig:
       json: prints the results as JSON in place of the tables.
     """
 
-    suite: Literal["inputs", "losses", "objectives"] = "inputs"
+    suite: Literal["inputs", "losses", "objectives", "weights"] = "inputs"
     shapes: tuple[str, ...] = ()
     threads: int = 1
     turns: int = 15

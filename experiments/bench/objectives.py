@@ -1,6 +1,5 @@
 """The suite of objectives: what each costs beside the plain step, and SAM against optax's and PyTorch's."""
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -8,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 import regjax as rj
-from experiments.bench import peers
+from experiments.bench import networks, peers
+from experiments.bench.networks import MOMENTUM, RATE
 from experiments.bench.results import Bound, Panel
-from experiments.bench.timing import Subject, cost
-from experiments.models import ModelConfig, make_model, split
+from experiments.bench.timing import Subject
 
 SHAPES: Mapping[str, tuple[int, ...]] = {
     "mlp": (128, 64, 256, 256, 10),
@@ -26,7 +24,7 @@ SHAPES: Mapping[str, tuple[int, ...]] = {
 DEFAULT = ("mlp", "wide", "resnet")
 
 PLAIN = "plain step"
-RHO, RATE, MOMENTUM = 0.05, 0.1, 0.9
+RHO = 0.05
 
 ApplyFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
 """``f(params, state, images) -> (logits, state)``."""
@@ -35,7 +33,7 @@ ApplyFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
 def panels(shape: tuple[int, ...], threads: int) -> Iterator[Panel]:
     """What is measured together, on one batch."""
     resnet = len(shape) == 3
-    apply_fn, params, state, x, y = _resnet(*shape) if resnet else _mlp(*shape)
+    apply_fn, params, state, x, y = networks.resnet(*shape) if resnet else networks.mlp(*shape)
     described = f"ResNet of {shape[2]} channels, images {list(x.shape)}" if resnet else f"MLP {list(shape[1:])}, batch {shape[0]}"
 
     def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Any]:
@@ -44,8 +42,8 @@ def panels(shape: tuple[int, ...], threads: int) -> Iterator[Panel]:
 
     ours, theirs = "regjax sam", "optax.contrib.sam, opaque"
     subjects = {
-        PLAIN: _step(loss_fn, params, x, y),
-        ours: _step(rj.objectives.sam(loss_fn, rho=RHO, has_aux=True), params, x, y),
+        PLAIN: networks.step_of(loss_fn, params, x, y),
+        ours: networks.step_of(rj.objectives.sam(loss_fn, rho=RHO, has_aux=True), params, x, y),
         theirs: _optax_sam(loss_fn, params, x, y, opaque=True),
         "optax.contrib.sam, transparent": _optax_sam(loss_fn, params, x, y, opaque=False),
     }
@@ -64,7 +62,7 @@ def panels(shape: tuple[int, ...], threads: int) -> Iterator[Panel]:
 
 def _costs(shape: tuple[int, ...]) -> Panel:
     """A training step with each objective, on one network and batch."""
-    _, params, _, x, y = _mlp(*shape)
+    _, params, _, x, y = networks.mlp(*shape)
     x = jax.nn.sigmoid(x)  # inputs in [0, 1], as attacks expect them
     size, classes = x.shape[0], shape[-1]
     key, pen, other = jax.random.key(0), rj.objectives, jnp.roll(y, 1)
@@ -134,7 +132,7 @@ def _costs(shape: tuple[int, ...]) -> Panel:
         "tent_loss": (on_logits(pen.tent_loss), None),
         "eata_loss": (on_logits(lambda z: pen.eata_loss(z)[0]), None),
     }
-    subjects = {name: _step(_with_aux(fn), params, x, y) for name, (fn, _) in steps.items()}
+    subjects = {name: networks.step_of(_with_aux(fn), params, x, y) for name, (fn, _) in steps.items()}
     subjects |= _with_memory(mean, logits, features, params, x, y, classes)
     subjects |= _with_own_parameters(logits, mean, params, x, y, classes)
     bounds = [Bound(name, PLAIN, most, "flops") for name, (_, most) in steps.items() if most is not None]
@@ -160,7 +158,7 @@ def _with_memory(
             updates, opt_state = tx.update(gradient, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state, memory), None
 
-        return _looped(step, (params, tx.init(params), memory), x, y)
+        return networks.looped(step, (params, tx.init(params), memory), x, y)
 
     saf = rj.objectives.saf(num_examples=50_000, num_classes=classes)
     look = rj.objectives.look_sam(mean, period=5)
@@ -240,52 +238,11 @@ def _with_own_parameters(logits: Any, mean: Any, params: Any, x: jax.Array, y: j
         logits, images, y, params, jax.tree.map(lambda w: 0.9 * w, params), 0.1, num_steps=3
     )
     return {
-        "noprop_dt_loss": _step(_with_aux(denoise), noprop, x, y),
-        "self_tuning, training": _step(_with_aux(lambda params, x, y: train(params, tuned, key, (x, y))), hyper, x, y),
-        "free_adversarial, 8 replays": _looped(replayed, (params, tx.init(params), free.init(x)), x, y),
-        "trajectory_matching_loss, 3 steps": _step(_with_aux(matched), x, x, y),
+        "noprop_dt_loss": networks.step_of(_with_aux(denoise), noprop, x, y),
+        "self_tuning, training": networks.step_of(_with_aux(lambda params, x, y: train(params, tuned, key, (x, y))), hyper, x, y),
+        "free_adversarial, 8 replays": networks.looped(replayed, (params, tx.init(params), free.init(x)), x, y),
+        "trajectory_matching_loss, 3 steps": networks.step_of(_with_aux(matched), x, x, y),
     }
-
-
-def _mlp(batch: int, *sizes: int) -> Any:
-    random = np.random.default_rng(0)
-    params = [
-        {"kernel": jnp.asarray(random.normal(size=(a, b)) * np.sqrt(2 / a), jnp.float32), "bias": jnp.zeros(b)}
-        for a, b in itertools.pairwise(sizes)
-    ]
-
-    def apply_fn(params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-        for layer in params[:-1]:
-            x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
-        return x @ params[-1]["kernel"] + params[-1]["bias"], state
-
-    x = jnp.asarray(random.normal(size=(batch, sizes[0])), jnp.float32)
-    return apply_fn, params, {}, x, jnp.arange(batch) % sizes[-1]
-
-
-def _resnet(batch: int, side: int, width: int) -> Any:
-    model = make_model(ModelConfig("resnet", width=width, depth=1), (side, side, 3), 10, rngs=nnx.Rngs(0))
-    whole, params, state = split(model)
-
-    def apply_fn(params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-        out = whole(params, state, x, key=jax.random.key(0), hooks=rj.Hooks(), training=True)
-        return out.logits, out.state
-
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(batch, side, side, 3)), jnp.float32)
-    return apply_fn, params, state, x, jnp.arange(batch) % 10
-
-
-def _step(loss_fn: Callable[..., Any], params: Any, *batch: jax.Array) -> Subject:
-    """A training step of a loss with aux: SGD with momentum, the state donated."""
-    tx = optax.sgd(RATE, momentum=MOMENTUM)
-
-    def step(carried: Any, *batch: jax.Array) -> Any:
-        params, opt_state = carried
-        gradient, aux = jax.grad(loss_fn, has_aux=True)(params, *batch)
-        updates, opt_state = tx.update(gradient, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), aux
-
-    return _looped(step, (params, tx.init(params)), *batch)
 
 
 def _optax_sam(loss_fn: Callable[..., Any], params: Any, *batch: jax.Array, opaque: bool) -> Subject:
@@ -302,16 +259,4 @@ def _optax_sam(loss_fn: Callable[..., Any], params: Any, *batch: jax.Array, opaq
             params = optax.apply_updates(params, updates)
         return (params, opt_state), aux
 
-    return _looped(step, (params, tx.init(params)), *batch)
-
-
-def _looped(step: Callable[..., Any], carried: Any, *batch: jax.Array) -> Subject:
-    counted = cost(step, carried, *batch, donate_argnums=0)
-    compiled = jax.jit(step, donate_argnums=0)
-    carried = jax.tree.map(jnp.array, carried)  # subjects share their first parameters: each donates its own copy
-
-    def run() -> None:
-        nonlocal carried
-        carried, _ = jax.block_until_ready(compiled(carried, *batch))
-
-    return Subject(run, counted)
+    return networks.looped(step, (params, tx.init(params)), *batch)

@@ -15,7 +15,7 @@ from experiments.recipes.setting import GRIDS, RECIPES, RecipeFn, Setting, named
 __all__ = ["GRIDS", "RECIPES", "RecipeFn", "Setting", "check_names", "make_recipe", "named", "sgd", "tuned"]
 
 # Each module enters its recipes; reports and tables keep this order, that of the pipeline.
-for _stage in ("inputs", "layers", "losses", "local", "training", "compositions"):
+for _stage in ("inputs", "layers", "losses", "local", "training", "weights", "compositions"):
     importlib.import_module(f"{__name__}.{_stage}")
 
 

@@ -1,4 +1,4 @@
-"""Recipes that change the objective, its gradient, the weights or the learning rate."""
+"""Recipes that change the objective, its gradient or the learning rate."""
 
 from functools import partial
 
@@ -105,57 +105,6 @@ def cautious_weight_decay(s: Setting, weight_decay: float = 10.0) -> rj.Recipe:
     """Decay of those weights alone that the update does not push away from zero."""
     decay = rj.gradients.cautious_weight_decay(weight_decay, learning_rate=s.learning_rate)
     return rj.Recipe(weights=(decay,), optimizer=sgd(s))
-
-
-@tuned(strength=(1e-2, 3e-2, 6e-2, 1e-1, 2e-1))
-def proximal_l1(s: Setting, strength: float = 0.1) -> rj.Recipe:
-    """Soft thresholding after every step: exact zeros."""
-    prox = rj.gradients.proximal_step(rj.weights.prox_l1, strength, learning_rate=s.learning_rate)
-    return rj.Recipe(weights=(prox,), optimizer=sgd(s))
-
-
-@tuned(strength=(3e-2, 1e-1, 2e-1, 4e-1, 8e-1))
-def proximal_group_lasso(s: Setting, strength: float = 0.4) -> rj.Recipe:
-    """Whole units shrink to exactly zero."""
-    prox = rj.gradients.proximal_step(rj.weights.prox_group_lasso, strength, learning_rate=s.learning_rate)
-    return rj.Recipe(weights=(prox,), optimizer=sgd(s))
-
-
-# Weights.
-
-
-@tuned(strength=(1e-3, 3e-3, 6e-3, 1e-2, 2e-2))
-def l1(s: Setting, strength: float = 0.01) -> rj.Recipe:
-    """The sum of absolute weights."""
-    return rj.Recipe(penalties=((strength, rj.weights.l1),), optimizer=sgd(s))
-
-
-@tuned(strength=(1e-2, 3e-2, 6e-2, 1e-1, 2e-1))
-def l2(s: Setting, strength: float = 0.1) -> rj.Recipe:
-    """Half the sum of squared weights."""
-    return rj.Recipe(penalties=((strength, rj.weights.l2),), optimizer=sgd(s))
-
-
-@tuned(strength=(1e-2, 3e-2, 6e-2, 1e-1))
-def group_lasso(s: Setting, strength: float = 0.03) -> rj.Recipe:
-    """The sum of the norms of the units' weights."""
-    return rj.Recipe(penalties=((strength, rj.weights.group_lasso),), optimizer=sgd(s))
-
-
-@tuned(strength=(1e-3, 3e-3, 1e-2, 3e-2, 6e-2))
-def spectral(s: Setting, strength: float = 0.06) -> rj.Recipe:
-    """Largest singular values drawn to 1, by one power step carried along."""
-    return rj.Recipe(penalties=((strength, rj.weights.stateful_spectral_penalty()),), optimizer=sgd(s))
-
-
-@tuned(strength=(3e-2, 1e-1, 3e-1, 6e-1))
-def wasserstein_to_init(s: Setting, strength: float = 0.6) -> rj.Recipe:
-    """The distribution of each leaf's weights drawn to that of its initial values."""
-    penalty = rj.Stateful(
-        lambda key, params: rj.weights.sorted_init(params),
-        lambda initial, params: (rj.weights.wasserstein_to_init(params, initial), initial),
-    )
-    return rj.Recipe(penalties=((strength, penalty),), optimizer=sgd(s))
 
 
 # Schedules.

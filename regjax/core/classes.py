@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from regjax.core import checks, sharding
+from regjax.core import checks, sharding, trees
 from regjax.core.types import Array
 
 
@@ -119,6 +119,21 @@ def class_mean(values: Array, where: Array | None) -> Array:
         return jnp.mean(values, axis=-1)
     count = jnp.sum(where, axis=-1)
     return jnp.sum(jnp.where(where, values, 0), axis=-1) / jnp.maximum(count, 1)
+
+
+def class_means(values: Array, ids: Array, num_classes: int, where: Array | None, axis_name: Any = None) -> Array:
+    """The mean of ``values [B, D]`` over the examples of each class ``[K, D]``; 0 for a class without any."""
+    x = values.astype(trees.accumulator(values))
+    member = ids[:, None] == jnp.arange(num_classes)
+    if where is not None:
+        # Before the product, so that an example that does not count may hold anything.
+        x, member = jnp.where(where[:, None], x, 0), member & where[:, None]
+    member = member.astype(x.dtype)
+    with jax.default_matmul_precision("highest"):
+        sums, counts = sharding.contract_rows(member, x), jnp.sum(member, axis=0)
+    if axis_name is not None:
+        sums, counts = jax.lax.psum((sums, counts), axis_name)
+    return sums / jnp.maximum(sharding.replicate(counts), 1)[:, None]
 
 
 def one_hot(labels: Array, is_ids: bool, num_classes: int, dtype: Any) -> Array:

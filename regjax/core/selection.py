@@ -1,7 +1,10 @@
-"""The largest entries of arrays, found by counting: no sort, and on a sharded array only sums cross the devices."""
+"""Bisection over the bits of floats: roots at any scale, and the largest entries of arrays by counting.
+
+Nothing is sorted, and of a sharded array only sums cross the devices.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,53 +21,80 @@ def largest(scores: Sequence[Array], count: Any) -> list[Array]:
     may be traced. Entries count as constants. Bisection over the bits of a float finds the threshold, a second one over
     positions parts the ties: 32 + log2(n) passes, in float32, where a sort takes as long as hundreds.
     """
-    keys = [_ordered(score) for score in scores]
+    keys = _ordered(scores)
     count = jnp.asarray(count, jnp.int32)
-    bits = 64 if any(key.dtype == jnp.uint64 for key in keys) else 32
-    threshold = _bisect(lambda t: _total(key >= t for key in keys) >= count, bits, keys[0].dtype)
+    threshold = _threshold(keys, count)
     above = [key > threshold for key in keys]
     ties = [key == threshold for key in keys]
     wanted = count - _total(above)
     places, size = _positions([key.shape for key in keys])
-    # The largest position before which fewer ties stand than are wanted is that of the last tie to be taken.
-    last = _bisect(
-        lambda p: _total(t & (x < p) for t, x in zip(ties, places, strict=True)) < wanted, size.bit_length(), jnp.uint32
-    )
+
+    def last_tie() -> Array:
+        # The largest position before which fewer ties stand than are wanted is that of the last tie to be taken.
+        before = lambda p: _total(t & (x < p) for t, x in zip(ties, places, strict=True))
+        return _bisect(lambda p: before(p) < wanted, size.bit_length(), (wanted < wanted).astype(jnp.uint32))
+
+    # Mostly the ties are one entry, or all that share it are taken, and there is nothing to search.
+    everywhere = jnp.full_like(wanted, size, jnp.uint32)
+    last = jax.lax.cond(wanted == _total(ties), lambda: everywhere, last_tie)
     some = (wanted > 0) & (count > 0)
     return [a & (count > 0) | t & (x <= last) & some for a, t, x in zip(above, ties, places, strict=True)]
 
 
 def kth_largest(scores: Sequence[Array], count: Any) -> Array:
     """The value of the ``count``-th largest entry (1-based) of all arrays together, as a constant."""
-    keys = [_ordered(score) for score in scores]
-    count = jnp.asarray(count, jnp.int32)
-    bits = 64 if keys[0].dtype == jnp.uint64 else 32
-    return _value(_bisect(lambda t: _total(key >= t for key in keys) >= count, bits, keys[0].dtype))
+    keys = _ordered(scores)
+    return _value(_threshold(keys, jnp.asarray(count, jnp.int32)))
 
 
-def _bisect(holds: Any, bits: int, dtype: Any) -> Array:
-    """The largest integer of so many bits at which a falling condition holds, or 0."""
-    one = jnp.ones((), dtype)
+def largest_float(holds: Callable[[Array], Array], like: Array) -> Array:
+    """The largest float from 0 at which a falling condition holds, entry by entry of ``like``; 0 where it never does.
+
+    ``holds`` maps floats of the shape of ``like`` to booleans and must be False for NaN. The order of non-negative floats
+    is that of their bits, so 31 evaluations (63 in float64) find a root of any size to the last bit, where halving an
+    interval loses the small ones. The result is a constant.
+    """
+    like = jax.lax.stop_gradient(like)
+    unsigned, bits = (jnp.uint64, 63) if like.dtype == jnp.float64 else (jnp.uint32, 31)
+    value = lambda key: jax.lax.bitcast_convert_type(key, like.dtype)
+    # Zeros that are sharded, and vary over devices, as the data are.
+    return value(_bisect(lambda key: holds(value(key)), bits, (like < like).astype(unsigned)))
+
+
+def _threshold(keys: list[Array], count: Array) -> Array:
+    """The largest integer that at least ``count`` of the keys reach, or 0."""
+    # Under shard_map the sums vary over devices as the arrays do, and so must the start.
+    start = _total(key < key for key in keys).astype(keys[0].dtype)
+    return _bisect(lambda t: _total(key >= t for key in keys) >= count, 8 * start.dtype.itemsize, start)
+
+
+def _bisect(holds: Any, bits: int, zero: Array) -> Array:
+    """The largest integers of so many bits at which a falling condition holds, or 0."""
+    one = jnp.ones_like(zero)
 
     def step(i: Array, found: Array) -> Array:
-        candidate = found | (one << (bits - 1 - i).astype(dtype))
+        candidate = found | (one << (bits - 1 - i).astype(zero.dtype))
         return jnp.where(holds(candidate), candidate, found)
 
-    return jax.lax.fori_loop(0, bits, step, jnp.zeros((), dtype))
+    return jax.lax.fori_loop(0, bits, step, zero)
 
 
 def _total(masks: Any) -> Array:
     return sum((jnp.sum(mask, dtype=jnp.int32) for mask in masks), jnp.zeros((), jnp.int32))
 
 
-def _ordered(score: Array) -> Array:
-    """Unsigned integers in the order of the floats; both zeros are one."""
-    score = jax.lax.stop_gradient(jnp.asarray(score))
-    score = score.astype(trees.accumulator(score))
-    unsigned, bits = (jnp.uint64, 64) if score.dtype == jnp.float64 else (jnp.uint32, 32)
-    key = jax.lax.bitcast_convert_type(jnp.where(score == 0, 0, score), unsigned)
+def _ordered(scores: Sequence[Array]) -> list[Array]:
+    """Unsigned integers in the order of the floats, of one width; both zeros are one."""
+    dtype = trees.accumulator(*scores)
+    unsigned, bits = (jnp.uint64, 64) if dtype == jnp.float64 else (jnp.uint32, 32)
     sign = jnp.asarray(1 << (bits - 1), unsigned)
-    return jnp.where(key >= sign, ~key, key | sign)
+
+    def order(score: Any) -> Array:
+        score = jax.lax.stop_gradient(jnp.asarray(score)).astype(dtype)
+        key = jax.lax.bitcast_convert_type(jnp.where(score == 0, 0, score), unsigned)
+        return jnp.where(key >= sign, ~key, key | sign)
+
+    return [order(score) for score in scores]
 
 
 def _value(key: Array) -> Array:

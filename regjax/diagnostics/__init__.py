@@ -1,5 +1,14 @@
 """Diagnostics: measurements for a report, arrays in and arrays or a NamedTuple out."""
 
+from regjax.diagnostics.block_importance import (
+    DropPlan,
+    RedundantRun,
+    best_gap,
+    block_importance,
+    drop_plan,
+    gap_similarity,
+    layer_importance,
+)
 from regjax.diagnostics.calibration import (
     ReliabilityBins,
     adaptive_calibration_error,
@@ -15,6 +24,13 @@ from regjax.diagnostics.collapse import (
     softmax_collapse,
     zero_loss_fraction,
 )
+from regjax.diagnostics.compression import (
+    ParameterCount,
+    PruningError,
+    compression_bound,
+    pruning_output_error,
+    sketched_parameter_count,
+)
 from regjax.diagnostics.confidence import ConfidenceBalance, confidence_balance
 from regjax.diagnostics.contraction import sdpi_contraction
 from regjax.diagnostics.criticality import module_robust_criticality
@@ -25,6 +41,7 @@ from regjax.diagnostics.effective_learning_rate import (
     scale_invariance_error,
 )
 from regjax.diagnostics.equivariance import equivariance_error
+from regjax.diagnostics.forgetting import forgetting_score
 from regjax.diagnostics.gradient_direction import gradient_direction_error, gradient_direction_variance
 from regjax.diagnostics.inversion import (
     DropoutInversion,
@@ -34,6 +51,7 @@ from regjax.diagnostics.inversion import (
     total_variation,
 )
 from regjax.diagnostics.iou import IoUHistory, iou_history
+from regjax.diagnostics.knn import knn_transfer
 from regjax.diagnostics.label_graph import tree_distances
 from regjax.diagnostics.logit_adjustment import adjust_logits
 from regjax.diagnostics.memorization import MemorizationCurves, memorization_curves, memorization_epoch
@@ -59,6 +77,14 @@ from regjax.diagnostics.selective import (
 from regjax.diagnostics.sharpness import average_case_sharpness, worst_case_sharpness
 from regjax.diagnostics.signal_strength import relative_signal_strength
 from regjax.diagnostics.simplex import nc2_equiangularity, nc2_etf, nc2_norm_cv, nc3_alignment, nc3_duality
+from regjax.diagnostics.sparse_scaling import (
+    SPARSE_SCALING_T5,
+    SPARSE_SCALING_VIT,
+    SparseScaling,
+    fit_sparse_scaling_law,
+    optimal_sparsity,
+    sparse_scaling_law,
+)
 from regjax.diagnostics.spectrum import (
     LanczosSpectrum,
     SpectralDensity,
@@ -68,6 +94,7 @@ from regjax.diagnostics.spectrum import (
     stochastic_lanczos,
     top_eigenvalue,
 )
+from regjax.diagnostics.super_weights import SuperWeights, find_super_weights
 from regjax.diagnostics.temperature import fit_temperature
 from regjax.diagnostics.uncertainty import (
     MCDropoutStatistics,
@@ -78,10 +105,14 @@ from regjax.diagnostics.uncertainty import (
     sequence_uncertainty,
     star_uncertainty,
 )
+from regjax.diagnostics.unlearning import UnlearningMetrics, membership_inference_efficacy, unlearning_metrics
 from regjax.diagnostics.zero_shot import SeenUnseenArea, SeenUnseenCurve, ausuc, fit_stacking_gamma, seen_unseen_curve
 
 __all__ = [
+    "SPARSE_SCALING_T5",
+    "SPARSE_SCALING_VIT",
     "ConfidenceBalance",
+    "DropPlan",
     "DropoutInversion",
     "GroupLossHistory",
     "IoUHistory",
@@ -93,27 +124,41 @@ __all__ = [
     "NCMetrics",
     "OpposingExamples",
     "OpposingSignals",
+    "ParameterCount",
+    "PruningError",
+    "RedundantRun",
     "ReliabilityBins",
     "RiskCoverage",
     "SeenUnseenArea",
     "SeenUnseenCurve",
+    "SparseScaling",
     "SpectralDensity",
+    "SuperWeights",
     "TopEigenvalue",
+    "UnlearningMetrics",
     "adaptive_calibration_error",
     "adjust_logits",
     "aurc",
     "ausuc",
     "average_case_sharpness",
+    "best_gap",
+    "block_importance",
     "brier_score",
     "classwise_calibration_error",
+    "compression_bound",
     "confidence_balance",
+    "drop_plan",
     "dropout_inversion_attack",
     "effective_learning_rate",
     "equivariance_error",
     "excess_aurc",
     "expected_calibration_error",
+    "find_super_weights",
+    "fit_sparse_scaling_law",
     "fit_stacking_gamma",
     "fit_temperature",
+    "forgetting_score",
+    "gap_similarity",
     "ggn_matvec",
     "gradient_cosine_distance",
     "gradient_direction_error",
@@ -122,10 +167,13 @@ __all__ = [
     "hessian_matvec",
     "hessian_variance",
     "iou_history",
+    "knn_transfer",
     "label_smoothing_decomposition",
     "lanczos_spectrum",
+    "layer_importance",
     "mc_dropout_statistics",
     "mc_predict",
+    "membership_inference_efficacy",
     "memorization_curves",
     "memorization_epoch",
     "module_robust_criticality",
@@ -142,7 +190,9 @@ __all__ = [
     "normalized_max_logit",
     "opposing_examples",
     "opposing_signals_toy",
+    "optimal_sparsity",
     "predicted_equilibrium_norm",
+    "pruning_output_error",
     "reconstruction_mse",
     "relative_signal_strength",
     "reliability_bins",
@@ -153,7 +203,9 @@ __all__ = [
     "seen_unseen_curve",
     "select_top",
     "sequence_uncertainty",
+    "sketched_parameter_count",
     "softmax_collapse",
+    "sparse_scaling_law",
     "spectral_density",
     "star_uncertainty",
     "stochastic_lanczos",
@@ -161,6 +213,7 @@ __all__ = [
     "total_variation",
     "track_group_losses",
     "tree_distances",
+    "unlearning_metrics",
     "worst_case_sharpness",
     "zero_loss_fraction",
 ]

@@ -13,13 +13,21 @@ from regjax.gradients.noise import gradient_noise
 from regjax.gradients.orthogonal import orthogonal_gradient
 from regjax.gradients.penalty import AddPenaltyState, add_penalty, proximal_step
 from regjax.gradients.restarts import adamwr, normalized_weight_decay
+from regjax.gradients.sparsity.exclusive import train_only
+from regjax.gradients.sparsity.irrelevance import IrrelevanceState, irrelevance_decay
+from regjax.gradients.sparsity.iss_p import iss_p
+from regjax.gradients.sparsity.masked import MaskState, find_mask, fixed_mask
+from regjax.gradients.sparsity.pruning import nm_pruning, prune
+from regjax.gradients.sparsity.sara import sara
 from regjax.gradients.subgradient import polyak_subgradient
 from regjax.gradients.updates import StepState
 
 __all__ = [
     "AddPenaltyState",
     "BlockState",
+    "IrrelevanceState",
     "LawnState",
+    "MaskState",
     "StepState",
     "adamw_decoupled",
     "adamwr",
@@ -29,14 +37,22 @@ __all__ = [
     "cautious_weight_decay",
     "centralize_gradient",
     "decoupled_weight_decay",
+    "find_mask",
+    "fixed_mask",
     "gradient_dropout",
     "gradient_noise",
+    "irrelevance_decay",
+    "iss_p",
     "lawn",
+    "nm_pruning",
     "normalized_weight_decay",
     "orthogonal_gradient",
     "polyak_subgradient",
     "proximal_step",
+    "prune",
+    "sara",
     "select_block",
     "select_coordinates",
     "sgdw",
+    "train_only",
 ]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from regjax.core import checks, sharding, trees
+from regjax.core import checks, classes, sharding
 from regjax.core.strength import resolve
 from regjax.core.types import Array, Stateful, Strength
 from regjax.inputs.selmix import (
@@ -225,11 +225,7 @@ def class_prototypes(features: Any, labels: Any, *, num_classes: int, where: Any
     features = checks.floating(name, "features", features, ndim=2)
     labels = checks.integers(name, "labels", labels, shape=features.shape[:1])
     where = checks.example_mask(name, "where", where, labels.shape)
-    dtype = trees.accumulator(features)
-    member = _one_hot(labels, num_classes, where).astype(dtype)
-    # Padding may hold anything: 0 * NaN is not 0.
-    kept = features.astype(dtype) if where is None else jnp.where(where[:, None], features.astype(dtype), 0)
-    return sharding.contract_rows(member, kept) / jnp.maximum(jnp.sum(member, axis=0), 1)[:, None]
+    return classes.class_means(features, labels, num_classes, where)
 
 
 def _one_hot(labels: Array, num_classes: int, where: Array | None) -> Array:

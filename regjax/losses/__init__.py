@@ -7,6 +7,7 @@ from regjax.losses.distillation.divergence import distillation
 from regjax.losses.distillation.expansion import ssre
 from regjax.losses.distillation.hidden import hidden_distillation
 from regjax.losses.distillation.multi_exit import multi_exit_loss
+from regjax.losses.distillation.progressive_guidance import group_progressive_guidance
 from regjax.losses.distillation.r_drop import r_drop, symmetric_kl
 from regjax.losses.distillation.soft_label_pool import batchnorm_matching, prune_soft_labels
 from regjax.losses.distillation.target_class import nkd, uskd
@@ -22,6 +23,7 @@ from regjax.losses.distillation.text_supervision import tes
 from regjax.losses.distillation.voting import self_distillation, vote_teachers
 from regjax.losses.margins.binary import softmax_binary_cross_entropy
 from regjax.losses.margins.checkered import binary_checkered, binary_checkoid, checkered
+from regjax.losses.margins.gates import class_balance, class_separation
 from regjax.losses.margins.label_metric import (
     frechet_mean_predict,
     frechet_scores,
@@ -40,6 +42,7 @@ from regjax.losses.reconstruction.diffusion import embedding_alignment, masked_d
 from regjax.losses.reconstruction.explanation import explanation_mask_loss, mask_area, mask_variation
 from regjax.losses.reconstruction.learnability import feature_gradient_scores, learnability_loss
 from regjax.losses.reconstruction.masked_patches import masked_patch_loss
+from regjax.losses.regression.mixture_of_experts import moe_gaussian_nll
 from regjax.losses.retrieval.contrastive import info_nce
 from regjax.losses.retrieval.kernel_adapter import proker_fit, proker_predict
 from regjax.losses.retrieval.neighbours import (
@@ -49,6 +52,7 @@ from regjax.losses.retrieval.neighbours import (
     knn_weighted_cross_entropy,
 )
 from regjax.losses.retrieval.subwords import SuperClassState, superclass
+from regjax.losses.retrieval.transport import TransportPlan, sum_of_norms_ot
 from regjax.losses.retrieval.vocabulary_dropout import (
     sample_candidates,
     soft_candidate_cross_entropy,
@@ -70,6 +74,7 @@ __all__ = [
     "PSKDState",
     "SuperClassState",
     "TeacherNormalizerState",
+    "TransportPlan",
     "TwoGaussians",
     "adaptive_alpha_divergence",
     "adele_correct_labels",
@@ -87,7 +92,9 @@ __all__ = [
     "calibrated_stacking",
     "channel_wise_distillation",
     "checkered",
+    "class_balance",
     "class_relation_distillation",
+    "class_separation",
     "co_teaching",
     "confidence_penalty",
     "dist_relation",
@@ -105,6 +112,7 @@ __all__ = [
     "frechet_scores",
     "frechet_straight_through",
     "generalized_cross_entropy",
+    "group_progressive_guidance",
     "hidden_distillation",
     "info_nce",
     "interpolate_knn",
@@ -126,6 +134,7 @@ __all__ = [
     "masked_patch_loss",
     "max_suppression",
     "maxsup",
+    "moe_gaussian_nll",
     "multi_exit_loss",
     "nkd",
     "poly1_cross_entropy",
@@ -148,6 +157,7 @@ __all__ = [
     "stablemax",
     "stablemax_cross_entropy",
     "subject_derived",
+    "sum_of_norms_ot",
     "superclass",
     "symmetric_cross_entropy",
     "symmetric_kl",

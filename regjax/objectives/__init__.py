@@ -2,6 +2,7 @@
 
 from regjax.objectives.adaptation.entropy import EATAInfo, EATAState, eata, eata_loss, tent_loss
 from regjax.objectives.adaptation.fisher_anchor import FisherAnchor, fisher_importance, norm_affine_mask
+from regjax.objectives.adaptation.forgetting import bounded_forgetting
 from regjax.objectives.adversarial.abnormal_examples import aaer, aaer_loss
 from regjax.objectives.adversarial.attacks import (
     FreeAdversarialState,
@@ -19,6 +20,7 @@ from regjax.objectives.derivatives.cross_gradient import cross_gradient
 from regjax.objectives.derivatives.functional_entropy import functional_entropy, repeat_with_noise
 from regjax.objectives.derivatives.gradient_penalty import full_batch_gradient, gradient_penalty
 from regjax.objectives.derivatives.jacobian import jacobian_penalty
+from regjax.objectives.hyperparameters.architecture import SearchParams, dass_objective
 from regjax.objectives.hyperparameters.self_tuning import (
     TunedHyper,
     apply_perturb_hyper,
@@ -84,6 +86,7 @@ __all__ = [
     "NoPropSchedule",
     "RobustEvaluation",
     "SAFState",
+    "SearchParams",
     "TunedHyper",
     "aaer",
     "aaer_loss",
@@ -94,8 +97,10 @@ __all__ = [
     "apply_sample_posterior",
     "attach_gradient",
     "booster",
+    "bounded_forgetting",
     "constrain_hyper",
     "cross_gradient",
+    "dass_objective",
     "data_emphasized_elbo",
     "eata",
     "eata_loss",

@@ -7,6 +7,7 @@ from regjax.schedules.batch_scaling import (
     max_learning_rate,
     scale_learning_rate,
 )
+from regjax.schedules.cubic_sparsity import cubic_sparsity
 from regjax.schedules.drop_path import scheduled_drop_path_rate, scheduled_drop_path_rates
 from regjax.schedules.dropout import dropout_schedule, early_dropout, late_dropout
 from regjax.schedules.forget import forget_rate
@@ -21,10 +22,12 @@ from regjax.schedules.ramps import ps_kd_alpha, sigmoid_rampup
 from regjax.schedules.restarts import sgdr
 from regjax.schedules.sharpness import gsam_rho
 from regjax.schedules.slow_start import slow_start_fast_decay
+from regjax.schedules.unlearning_alpha import unlearning_alpha
 
 __all__ = [
     "SpectrumRate",
     "batch_max_eigenvalue",
+    "cubic_sparsity",
     "dropout_schedule",
     "early_dropout",
     "forget_rate",
@@ -44,4 +47,5 @@ __all__ = [
     "sgdr",
     "sigmoid_rampup",
     "slow_start_fast_decay",
+    "unlearning_alpha",
 ]

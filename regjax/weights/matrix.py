@@ -1,12 +1,16 @@
 """Kernels as matrices [inputs, outputs]: what singular values, Gram matrices and spectral norms are taken of."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from regjax.core import checks
-from regjax.core.types import Array
+from regjax.core import checks, sharding, trees
+from regjax.core.types import Array, PyTree, Where
+
+MatrixOf = Callable[[tuple[str, ...], Any], Array]
 
 # Flax names of the attention projections whose kernel is [in, heads, head_dim]; the output projection is [heads, head_dim, out].
 _TO_HEADS = ("query", "key", "value")
@@ -99,3 +103,42 @@ def kernel_matrix(path: tuple[str, ...], leaf: Any) -> Array:
     leaf = checks.array("weights.kernel_matrix", "leaf", leaf, min_ndim=2)
     to_heads = leaf.ndim == 3 and len(path) > 1 and path[-2] in _TO_HEADS
     return as_matrix(leaf, output_axes=2 if to_heads else 1)
+
+
+class Kernel(NamedTuple):
+    """A chosen leaf: its place in the flat tree, its path, itself, and its matrix, or matrices, in float32 or better."""
+
+    place: int
+    path: tuple[str, ...]
+    leaf: Array
+    matrix: Array
+
+    def restored(self, matrix_of: MatrixOf, values: Array) -> Array:
+        """Values in the places of the matrix as a leaf of the kernel's shape, dtype and sharding."""
+        # A view only moves entries, so its transpose is its inverse.
+        wide = sharding.replicate(self.leaf).astype(values.dtype)
+        back = jax.vjp(lambda leaf: matrix_of(self.path, leaf), wide)[1]
+        return sharding.placed_like(back(values)[0].astype(self.leaf.dtype), self.leaf)
+
+
+def kernels(function: str, params: PyTree, where: Where, matrix_of: Any) -> list[Kernel]:
+    """The leaves that ``where`` names, as matrices, in tree order."""
+    checks.function(function, "matrix_of", matrix_of)
+    mask = jax.tree.leaves(trees.select(function, params, where))
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    chosen = []
+    for index, ((path, leaf), use) in enumerate(zip(flat, mask, strict=True)):
+        if use:
+            if not trees.is_float(leaf) or (matrix_of is kernel_matrix and jnp.ndim(leaf) < 2):
+                checks.fail(function, "where", "a choice of floating-point leaves of two or more dimensions", leaf)
+            names, leaf = trees.path_names(path), jnp.asarray(leaf)
+            chosen.append(Kernel(index, names, leaf, matrix(function, matrix_of, names, leaf)))
+    return chosen
+
+
+def matrix(function: str, matrix_of: MatrixOf, path: tuple[str, ...], leaf: Array) -> Array:
+    """The matrix, or matrices, of a leaf in float32 or better; whole on every device of an Explicit mesh."""
+    x = checks.array(function, "matrix_of", matrix_of(path, sharding.replicate(leaf)), min_ndim=2)
+    if x.size != leaf.size:
+        checks.fail(function, "matrix_of", f"a view of all {leaf.size} entries as matrices", x)
+    return x.astype(trees.accumulator(x))

@@ -1,23 +1,18 @@
 """Spectral regularisation: every layer's largest singular value is drawn to one, so that the network stays trainable."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from regjax.core import checks, sharding, trees
+from regjax.core import checks, trees
 from regjax.core.types import Array, Key, PyTree, Stateful, Where
-from regjax.weights.matrix import kernel_matrix
+from regjax.weights.matrix import kernel_matrix, matrix
+from regjax.weights.spectral import power
+from regjax.weights.spectral.power import SpectralState
 
-_EPS = 1e-12
 _BIASES, _SCALES = ("bias", "beta"), ("scale", "gamma")
-
-
-class SpectralState(NamedTuple):
-    """The memory of `stateful_spectral_penalty`: a direction ``[outputs]`` for each kernel, in the place of the kernel."""
-
-    u: PyTree
 
 
 def spectral_penalty(
@@ -80,14 +75,13 @@ def spectral_penalty(
     _check(name, k, n_power)
     checks.boolean(name, "exact", exact)
 
-    def sigma(matrix: Array, index: int) -> Array:
-        if exact:
-            return jnp.linalg.svd(matrix, compute_uv=False)[..., 0]
-        # A fixed draw rather than ones: no structured kernel is orthogonal to it.
-        start = _unit(jax.random.normal(jax.random.key(0), (*matrix.shape[:-2], matrix.shape[-1]), matrix.dtype), 0)
-        return _power(matrix, start, n_power)[0]
-
-    return _penalty(name, params, k, where, matrix_of, sigma)
+    kernels, rest = _terms(name, params, where, matrix_of)
+    matrices = [x for _, x in kernels]
+    if exact:
+        sigmas = [jnp.linalg.svd(x, compute_uv=False)[..., 0] for x in matrices]
+    else:
+        sigmas, _ = power.largest_singular_values(matrices, None, n_power)
+    return _penalty(k, sigmas, rest)
 
 
 def stateful_spectral_penalty(
@@ -142,25 +136,13 @@ def stateful_spectral_penalty(
 
     def init(key: Key, params: PyTree) -> SpectralState:
         checks.key(name, key)
-        structure: Any = jax.tree.structure(params)
-        us: list[Array | None] = [None] * structure.num_leaves
-        for index, role, x in _terms(name, params, where, matrix_of):
-            if role == "kernel":
-                start = jax.random.normal(jax.random.fold_in(key, index), (*x.shape[:-2], x.shape[-1]), x.dtype)
-                us[index] = _power(x, _unit(start, 0), warmup)[1]
-        return SpectralState(jax.tree.unflatten(structure, us))
+        return power.start(key, params, _terms(name, params, where, matrix_of)[0], warmup)
 
     def apply(state: SpectralState, params: PyTree) -> tuple[Array, SpectralState]:
-        leaves, structure = jax.tree.flatten(params)
-        old = iter(jax.tree.leaves(state.u))
-        new: list[Array | None] = [None] * len(leaves)
-
-        def sigma(matrix: Array, index: int) -> Array:
-            value, new[index] = _power(matrix, jax.lax.stop_gradient(next(old)).astype(matrix.dtype), n_power)
-            return value
-
-        value = _penalty(name, params, k, where, matrix_of, sigma)
-        return value, SpectralState(jax.tree.unflatten(structure, new))
+        kernels, rest = _terms(name, params, where, matrix_of)
+        matrices = [x for _, x in kernels]
+        sigmas, us = power.largest_singular_values(matrices, power.carried(name, state, matrices), n_power)
+        return _penalty(k, sigmas, rest), power.placed(params, [i for i, _ in kernels], us)
 
     return Stateful(init, apply)
 
@@ -170,41 +152,36 @@ def _check(name: str, k: int, n_power: int) -> None:
     checks.integer(name, "n_power", n_power, low=1)
 
 
-def _penalty(name: str, params: PyTree, k: int, where: Where, matrix_of: Any, sigma: Callable[[Array, int], Array]) -> Array:
-    total = jnp.zeros((), jnp.float32)
-    for index, role, x in _terms(name, params, where, matrix_of):
-        if role == "kernel":
-            term = jnp.square(sigma(x, index) ** k - 1)
-        elif role == "bias":
-            term = jnp.sum(jnp.square(x)) ** k
-        elif role == "scale":
-            term = jnp.square(x**k - 1)
+def _penalty(k: int, sigmas: list[Array], rest: list[tuple[str, Array]]) -> Array:
+    terms = [jnp.square(sigma**k - 1) for sigma in sigmas]
+    for role, x in rest:
+        if role == "bias":
+            terms.append(jnp.sum(jnp.square(x)) ** k)
         else:
-            term = jnp.square(x) ** k
-        total = total + jnp.sum(term)
-    return total
+            terms.append(jnp.square(x**k - 1) if role == "scale" else jnp.square(x) ** k)
+    return sum((jnp.sum(term) for term in terms), jnp.zeros((), jnp.float32))
 
 
-def _terms(name: str, params: PyTree, where: Where, matrix_of: Any) -> list[tuple[int, str, Array]]:
-    """The leaves with a role: their index, the role, and their values, those of kernels as matrices."""
+def _terms(name: str, params: PyTree, where: Where, matrix_of: Any) -> tuple[list[tuple[int, Array]], list[tuple[str, Array]]]:
+    """The leaves with a role: the kernels' places in the flat tree and matrices, and the role and value of the others."""
     checks.function(name, "matrix_of", matrix_of)
     mask = jax.tree.leaves(trees.select(name, params, "all" if where is None else where))
     flat = [(trees.path_names(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]]
     # The layers that are normalisations: they have a scale and no kernel.
     scaled = {path[:-1] for path, leaf in flat if _role(path, leaf) == "scale"}
     scaled -= {path[:-1] for path, leaf in flat if _role(path, leaf) == "kernel"}
-    terms = []
+    kernels, rest = [], []
     for index, ((path, leaf), use) in enumerate(zip(flat, mask, strict=True)):
         role = _role(path, leaf)
         if not use or role is None:
             continue
-        x = sharding.replicate(jnp.asarray(leaf)) if role == "kernel" else jnp.asarray(leaf)
+        x = jnp.asarray(leaf)
         if role == "kernel":
-            x = checks.array(name, "matrix_of", matrix_of(path, x), min_ndim=2)
-        if role == "bias" and path[:-1] in scaled:
-            role = "shift"
-        terms.append((index, role, x.astype(trees.accumulator(x))))
-    return terms
+            kernels.append((index, matrix(name, matrix_of, path, x)))
+        else:
+            role = "shift" if role == "bias" and path[:-1] in scaled else role
+            rest.append((role, x.astype(trees.accumulator(x))))
+    return kernels, rest
 
 
 def _role(path: tuple[str, ...], leaf: Any) -> str | None:
@@ -216,29 +193,3 @@ def _role(path: tuple[str, ...], leaf: Any) -> str | None:
     if own.endswith(_SCALES):
         return "scale"
     return "kernel" if trees.is_kernel(path, leaf) else None
-
-
-def _power(matrix: Array, u: Array, steps: int) -> tuple[Array, Array]:
-    """The largest singular value(s) of ``matrix [..., m, n]`` and the direction after some power steps from ``u [..., n]``."""
-    fixed = jax.lax.stop_gradient(matrix)
-
-    def step(u: Array) -> tuple[Array, Array]:
-        v = _unit(_matvec("...mn,...n->...m", fixed, u), 0)
-        return _unit(_matvec("...mn,...m->...n", fixed, v), u), v
-
-    # The first step outside the loop: under shard_map its result varies over devices as the kernel does, the start may not.
-    u, v = step(u)
-    if steps > 1:
-        u, v = jax.lax.fori_loop(1, steps, lambda _, uv: step(uv[0]), (u, v))
-    return jnp.sum(v * _matvec("...mn,...n->...m", matrix, u), axis=-1), u
-
-
-def _matvec(spec: str, matrix: Array, vector: Array) -> Array:
-    # Accelerators would round float32 factors to fewer bits, to no gain: a matrix-vector product waits for memory.
-    return jnp.einsum(spec, matrix, vector, precision="highest")
-
-
-def _unit(x: Array, fallback: Any) -> Array:
-    """The unit vector, or ``fallback`` for a vector of zeros."""
-    norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
-    return jnp.where(norm > _EPS, x / jnp.maximum(norm, _EPS), fallback)

@@ -1,0 +1,1 @@
+"""Likelihoods of real-valued targets."""
