@@ -1,5 +1,6 @@
 """The README says what is there: techniques, the demo's table, and examples that run."""
 
+import functools
 import re
 
 from experiments import readme
@@ -16,13 +17,17 @@ def test_lists_and_table_are_up_to_date():
     assert tables and readme.fill(text, "bench", tables) == text, "run python -m experiments.readme"
 
 
-def test_both_examples_run_as_they_stand():
+def test_the_examples_run_as_they_stand():
     import jax
     import jax.numpy as jnp
+    import optax
+    from flax import nnx
+
+    import regjax as rj
 
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert [len(block.strip().splitlines()) <= 12 for block in blocks] == [True, True]
-    chain, transform = blocks
+    assert [len(block.strip().splitlines()) <= 12 for block in blocks] == [True] * 3
+    chain, transform, sparse = blocks
     names = {"model": lambda params, images: images.reshape(len(images), -1) @ params["kernel"] + params["bias"], "jax": jax}
     setup = "import regjax as rj\n"
     exec(setup + transform, names)
@@ -34,3 +39,12 @@ def test_both_examples_run_as_they_stand():
         params, state, loss = names["step"](params, state, batch, jax.random.key(i))
         losses.append(float(loss))
     assert losses[-1] == losses[-1] and params["kernel"].shape == (64, 3)
+
+    given = {"optax": optax, "nnx": nnx, "rj": rj, "partial": functools.partial, "rngs": nnx.Rngs(0)}
+    given["model"] = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(1)), nnx.relu, nnx.Linear(8, 3, rngs=nnx.Rngs(2)))
+    given["opt_state"] = rj.gradients.prune(optax.sgd(0.1), sparsity=0.5).init(params)
+    x, before = jnp.ones((2, 4)), given["model"](jnp.ones((2, 4)))
+    exec(sparse, given)
+    assert given["mask"]["kernel"].shape == (64, 3)
+    assert type(given["model"].layers[0]) is nnx.Linear and jnp.array_equal(given["model"](x), before)
+    assert rj.gradients.find_mask(given["tx"].init(params))["kernel"].all()
