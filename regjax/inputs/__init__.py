@@ -1,27 +1,20 @@
 """Inputs: ``f(key, images, labels, *, ...) -> (images, labels)``, and under each a core without randomness."""
 
-from regjax.inputs.augmix import apply_augmix, augmix
-from regjax.inputs.batch_mix import apply_batch_mix, batch_mix
-from regjax.inputs.counterfactual import apply_mask_refill, cam_mask, cam_mask_refill, random_mask_refill
-from regjax.inputs.cutmix import apply_cutmix, cutmix, cutmix_box, paste_box
-from regjax.inputs.erasing import apply_random_erasing, random_erasing
-from regjax.inputs.importance import (
-    importance_probabilities,
-    importance_weights,
-    last_layer_gradient_norm,
-    path_probabilities,
-    sample_indices,
+from regjax.inputs.augmentation.augmix import apply_augmix, augmix
+from regjax.inputs.augmentation.metaaug import adam_student_step, meta_augment_objective
+from regjax.inputs.augmentation.panorama import boundary_rearrange, boundary_restore
+from regjax.inputs.augmentation.randaugment import randaugment, randaugment_magnitude, randaugment_op
+from regjax.inputs.hiding.erasing import apply_random_erasing, random_erasing
+from regjax.inputs.hiding.label_channel import apply_noisy_label_channel, noisy_label_channel
+from regjax.inputs.hiding.modality import (
+    apply_modality_dropout,
+    apply_modality_dropout_set,
+    modality_dropout,
+    modality_dropout_set,
 )
-from regjax.inputs.importance_memory import ImportanceState, importance_sampling, importance_update
-from regjax.inputs.label_channel import apply_noisy_label_channel, noisy_label_channel
-from regjax.inputs.manifold import manifold_mixup, manifold_mixup_model, manifold_mixup_weights
-from regjax.inputs.metaaug import adam_student_step, meta_augment_objective
-from regjax.inputs.mixing import apply_mixup, mixup
-from regjax.inputs.modality import apply_modality_dropout, apply_modality_dropout_set, modality_dropout, modality_dropout_set
-from regjax.inputs.noise_mask import noise_mask_image, noise_mask_policy_loss, sample_noise_mask, smooth_policy
-from regjax.inputs.occlusion import apply_cutout, cutout
-from regjax.inputs.panorama import boundary_rearrange, boundary_restore
-from regjax.inputs.patches import (
+from regjax.inputs.hiding.noise_mask import noise_mask_image, noise_mask_policy_loss, sample_noise_mask, smooth_policy
+from regjax.inputs.hiding.occlusion import apply_cutout, cutout
+from regjax.inputs.hiding.patches import (
     PatchMask,
     apply_patch_mask,
     keep_tokens,
@@ -30,11 +23,29 @@ from regjax.inputs.patches import (
     restore_tokens,
     unpatchify,
 )
-from regjax.inputs.randaugment import randaugment, randaugment_magnitude, randaugment_op
-from regjax.inputs.relevance import attention_relevance, grad_cam
-from regjax.inputs.selmix import selmix_coverage_multipliers, selmix_distribution, selmix_gain, selmix_recall_multipliers
-from regjax.inputs.selmix_loop import SelMixState, class_balanced_confusion, class_prototypes, selmix_refresh
-from regjax.inputs.selmix_sampling import (
+from regjax.inputs.mixing.batch_mix import apply_batch_mix, batch_mix
+from regjax.inputs.mixing.counterfactual import apply_mask_refill, cam_mask, cam_mask_refill, random_mask_refill
+from regjax.inputs.mixing.cutmix import apply_cutmix, cutmix, cutmix_box, paste_box
+from regjax.inputs.mixing.manifold import manifold_mixup, manifold_mixup_model, manifold_mixup_weights
+from regjax.inputs.mixing.mixing import apply_mixup, mixup
+from regjax.inputs.mixing.relevance import attention_relevance, grad_cam
+from regjax.inputs.mixing.style import apply_batch_style, batch_style
+from regjax.inputs.selection.importance import (
+    importance_probabilities,
+    importance_weights,
+    last_layer_gradient_norm,
+    path_probabilities,
+    sample_indices,
+)
+from regjax.inputs.selection.importance_memory import ImportanceState, importance_sampling, importance_update
+from regjax.inputs.selection.selmix import (
+    selmix_coverage_multipliers,
+    selmix_distribution,
+    selmix_gain,
+    selmix_recall_multipliers,
+)
+from regjax.inputs.selection.selmix_loop import SelMixState, class_balanced_confusion, class_prototypes, selmix_refresh
+from regjax.inputs.selection.selmix_sampling import (
     ClassIndex,
     apply_selmix,
     class_index,
@@ -42,7 +53,6 @@ from regjax.inputs.selmix_sampling import (
     sample_class_pairs,
     selmix_mix,
 )
-from regjax.inputs.style import apply_batch_style, batch_style
 
 __all__ = [
     "ClassIndex",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import regjax as rj
-from regjax.diagnostics.sparse_scaling import training_cost
+from regjax.diagnostics.sparsity.sparse_scaling import training_cost
 
 d = rj.diagnostics
 T5, VIT = d.SPARSE_SCALING_T5, d.SPARSE_SCALING_VIT

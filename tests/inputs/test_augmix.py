@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import regjax as rj
-from regjax.inputs.augmix import _OPS, _sample_plan, symmetric_dirichlet
+from regjax.inputs.augmentation.augmix import _OPS, _sample_plan, symmetric_dirichlet
 
 # The tests compile much and run little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -44,7 +44,7 @@ def test_output_lies_between_image_and_chains():
 
 
 def test_one_chain_taken_whole_is_the_plain_operation(monkeypatch):
-    monkeypatch.setattr(sys.modules["regjax.inputs.augmix"], "symmetric_beta", lambda key, alpha, shape: jnp.ones(shape))
+    monkeypatch.setattr(sys.modules["regjax.inputs.augmentation.augmix"], "symmetric_beta", lambda key, alpha, shape: jnp.ones(shape))
     images = jnp.asarray(RNG.uniform(size=(60, 6, 6, 1)), jnp.float32)
     run = jit(functools.partial(rj.inputs.augmix, width=1, depth=1, ops=("posterize",), severity=7))
     got = np.asarray(run(jax.random.key(1), images)[0])

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType
 
 import regjax as rj
-from regjax.inputs.pairs import reverse_rows
+from regjax.inputs.mixing.pairs import reverse_rows
 
 # The tests compile much and run little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -11,7 +11,7 @@ import scipy.stats
 from jax.sharding import AxisType
 
 import regjax as rj
-from regjax.inputs.pairs import symmetric_beta
+from regjax.inputs.mixing.pairs import symmetric_beta
 
 # The tests compile much and run little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

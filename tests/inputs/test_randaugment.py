@@ -10,8 +10,8 @@ import pytest
 
 import regjax as rj
 from regjax.inputs import image_ops, image_plans
-from regjax.inputs.randaugment import _TABLES as TABLES
-from regjax.inputs.randaugment import _sample_magnitudes
+from regjax.inputs.augmentation.randaugment import _TABLES as TABLES
+from regjax.inputs.augmentation.randaugment import _sample_magnitudes
 
 # The tests compile much and run little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import AxisType
 
 import regjax as rj
-from regjax.layers.drop_block import _seed_rate
+from regjax.layers.dropping.drop_block import _seed_rate
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(3, 6, 5, 2))

@@ -9,7 +9,7 @@ from flax import nnx
 
 from regjax.core import checks, trees
 from regjax.core.types import Array, Strength
-from regjax.layers.ordered import check_padding, check_steps
+from regjax.layers.ordered.ordered import check_padding, check_steps
 from regjax.weights import topk_supermask
 
 _KERNEL_INIT = nnx.initializers.lecun_normal()

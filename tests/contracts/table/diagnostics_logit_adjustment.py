@@ -1,4 +1,4 @@
-"""Examples of `regjax.diagnostics.logit_adjustment`."""
+"""Examples of `regjax.diagnostics.confidence.logit_adjustment`."""
 
 import functools
 

@@ -1,0 +1,1 @@
+"""Parts of an image or a modality hidden."""

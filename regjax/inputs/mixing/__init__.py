@@ -1,0 +1,1 @@
+"""Several examples in one: mixup, CutMix and their kin."""

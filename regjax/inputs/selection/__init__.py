@@ -1,0 +1,1 @@
+"""Which examples, and which pairs of classes, a step learns from."""

@@ -1,0 +1,1 @@
+"""Units, paths and weights dropped at random."""

@@ -1,0 +1,1 @@
+"""Mixtures of experts, their gates, and what keeps them apart."""

@@ -1,0 +1,1 @@
+"""Noise, masks and gates on activations."""
