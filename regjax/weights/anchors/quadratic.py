@@ -91,7 +91,8 @@ def aqc_update(
       nll_sum: ``nll_sum(params, batch) -> scalar``, the negative log-likelihood SUMMED over the batch, without a penalty.
       batches: a tree of arrays ``[n_batches, ...]``, which is scanned; or a list or another iterable of batches, which is read
         once, on the host: of a compiled program it is unrolled. A tuple is one tree.
-      psd: whether to clip the eigenvalues of the task's Hessian at 0, default False.
+      psd: whether to clip the eigenvalues of the task's Hessian at 0, default False. Needed with hidden layers: in the study
+        ``continual`` an MLP head ends at 90.5 % with it and at 71.0 % without.
       chunk_size: how many columns of the Hessian are differentiated together; None (default): all.
       where: which leaves, as in `aqc_init`.
 
