@@ -44,7 +44,8 @@ def test_output_lies_between_image_and_chains():
 
 
 def test_one_chain_taken_whole_is_the_plain_operation(monkeypatch):
-    monkeypatch.setattr(sys.modules["regjax.inputs.augmentation.augmix"], "symmetric_beta", lambda key, alpha, shape: jnp.ones(shape))
+    module = sys.modules["regjax.inputs.augmentation.augmix"]
+    monkeypatch.setattr(module, "symmetric_beta", lambda key, alpha, shape: jnp.ones(shape))
     images = jnp.asarray(RNG.uniform(size=(60, 6, 6, 1)), jnp.float32)
     run = jit(functools.partial(rj.inputs.augmix, width=1, depth=1, ops=("posterize",), severity=7))
     got = np.asarray(run(jax.random.key(1), images)[0])
