@@ -6,6 +6,7 @@ variables are and which two factors they make.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -84,6 +85,9 @@ class AdaptedLayer(NoiseLayer):
 
     _name: ClassVar[str] = "layers.AdaptedLayer"
 
+    # Of a subclass: ``[inputs, r]`` and ``[r, outputs]``, whose product is added to the kernel as a matrix.
+    _factors: Callable[[], tuple[Array, Array]]
+
     def __init__(self, layer: Any, *, dropout_rate: Any = 0.0, deterministic: Any, rng_collection: str, rngs: Any):
         name = self._name
         layer = _as_layer(name, layer)
@@ -139,10 +143,6 @@ class AdaptedLayer(NoiseLayer):
     def merge(self) -> nnx.Module:
         """The plain layer, of the class and with the settings of the one that was adapted."""
         return self._plain(self.merged_kernel(), self._frozen()[1])
-
-    def _factors(self) -> tuple[Array, Array]:
-        """``[inputs, r]`` and ``[r, outputs]``, whose product is added to the kernel as a matrix."""
-        raise NotImplementedError
 
     def _frozen(self) -> tuple[Array, Array | None]:
         return self.kernel[...], None if self.bias is None else self.bias[...]
