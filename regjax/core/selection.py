@@ -28,15 +28,9 @@ def largest(scores: Sequence[Array], count: Any) -> list[Array]:
     ties = [key == threshold for key in keys]
     wanted = count - _total(above)
     places, size = _positions([key.shape for key in keys])
-
-    def last_tie() -> Array:
-        # The largest position before which fewer ties stand than are wanted is that of the last tie to be taken.
-        before = lambda p: _total(t & (x < p) for t, x in zip(ties, places, strict=True))
-        return _bisect(lambda p: before(p) < wanted, size.bit_length(), (wanted < wanted).astype(jnp.uint32))
-
-    # Mostly the ties are one entry, or all that share it are taken, and there is nothing to search.
-    everywhere = jnp.full_like(wanted, size, jnp.uint32)
-    last = jax.lax.cond(wanted == _total(ties), lambda: everywhere, last_tie)
+    # The largest position before which fewer ties stand than are wanted is that of the last tie to be taken.
+    before = lambda p: _total(t & (x < p) for t, x in zip(ties, places, strict=True))
+    last = _bisect(lambda p: before(p) < wanted, size.bit_length(), (wanted < wanted).astype(jnp.uint32))
     some = (wanted > 0) & (count > 0)
     return [a & (count > 0) | t & (x <= last) & some for a, t, x in zip(above, ties, places, strict=True)]
 

@@ -13,6 +13,8 @@ import regjax as rj
 from experiments.studies import adversarial, adversarial_training
 from experiments.studies.adversarial_training import Data, Programs, make_data
 
+pytestmark = pytest.mark.slow
+
 
 class Linear(nnx.Module):
     """In place of the network, which takes longer to compile."""

@@ -9,6 +9,8 @@ from experiments import readme
 from experiments.studies import continual, continual_tuning
 from experiments.studies import continual_training as training
 
+pytestmark = pytest.mark.slow
+
 CONFIG = continual.ContinualConfig(methods=("fine-tuning", "AQC"), heads=("linear",), seeds=2, per_class=8, features=3, steps=4)
 SEEDS = (0, 1)
 SIZES = (3, 10)

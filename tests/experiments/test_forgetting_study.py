@@ -15,6 +15,8 @@ from experiments import readme
 from experiments.studies import common, forgetting, forgetting_tuning
 from experiments.studies import forgetting_training as training
 
+pytestmark = pytest.mark.slow
+
 TINY = forgetting.ForgettingConfig(
     seeds=2, width=8, depth=2, heads=2, retain_batch=12, forget_batch=6, fit_steps=6, steps=6, points=2, rank=2, alphas=(0.5,)
 )

@@ -20,6 +20,8 @@ from experiments.studies import calibration, common, label_noise, label_noise_tu
 from experiments.studies.twin import TwinTask, co_teaching
 from tests.diagnostics.test_calibration import calibration_error, equal_mass_error
 
+pytestmark = pytest.mark.slow
+
 DATA = DataConfig(name="digits", batch_size=20, validation=0.1, per_class=6)
 RUN = RunConfig(model=ModelConfig(width=8, depth=1), epochs=2, points=2, seeds_by="map")
 NOISES = ("symmetric 20 %", "asymmetric 40 %")

@@ -11,6 +11,8 @@ import regjax as rj
 from experiments.studies import lipschitz, lipschitz_bounds
 from experiments.studies import lipschitz_training as training
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 
 

@@ -15,6 +15,8 @@ from experiments.engine import Record, RunConfig, make_pipeline
 from experiments.models import ModelConfig
 from experiments.studies import long_tail, long_tail_tuning
 
+pytestmark = pytest.mark.slow
+
 DATA = DataConfig(name="digits", batch_size=8, validation=0.1, per_class=24, imbalance=12.0)
 RUN = RunConfig(model=ModelConfig(width=8, depth=1), epochs=2, points=2, seeds_by="map")
 RNG = np.random.default_rng(0)

@@ -7,6 +7,8 @@ import pytest
 
 from experiments.studies import ignore_noise, web_noise
 
+pytestmark = pytest.mark.slow
+
 
 def test_web_noise_is_a_share_of_images_with_random_labels():
     for kind in web_noise.NOISES:

@@ -12,6 +12,8 @@ from experiments import readme
 from experiments.studies import plasticity, plasticity_tuning
 from experiments.studies import plasticity_training as training
 
+pytestmark = pytest.mark.slow
+
 TINY = {"images": 40, "tasks": (6, 6), "epochs": (2, 2), "width": 6, "depth": 2, "batch_size": 20, "seeds": 2}
 
 

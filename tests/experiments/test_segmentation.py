@@ -12,6 +12,8 @@ from experiments.data import shapes
 from experiments.data.shapes import IGNORE, Corruption, boundary_band, corrupt_annotations, make_shapes
 from experiments.studies import segmentation, segmentation_training
 
+pytestmark = pytest.mark.slow
+
 
 def test_shapes_are_what_they_say_and_repeat():
     made, again, other = make_shapes(60, seed=3), make_shapes(60, seed=3), make_shapes(60, seed=4)

@@ -12,6 +12,8 @@ import regjax as rj
 from experiments.studies import self_tuning
 from experiments.studies import self_tuning_training as training
 
+pytestmark = pytest.mark.slow
+
 
 def test_layers_answer_and_their_decay_is_that_of_each_example():
     params = jax.tree.map(lambda leaf: leaf[0], training.initialise(6, [3]))

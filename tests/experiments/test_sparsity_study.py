@@ -13,6 +13,8 @@ from experiments.studies import sparsity, sparsity_tuning
 from experiments.studies import sparsity_training as training
 from experiments.studies.sparsity_training import Outcome
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"width": 64, "epochs": 2, "batch_size": 256, "levels": (0.5, 0.98), "unit_levels": (0.5, 0.9)}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import regjax as rj
-from regjax.inputs import image_ops, image_plans
+from regjax.inputs.augmentation import image_ops, image_plans
 
 # The tests compile much and run little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import regjax as rj
-from regjax.inputs import image_ops, image_plans
+from regjax.inputs.augmentation import image_ops, image_plans
 from regjax.inputs.augmentation.randaugment import _TABLES as TABLES
 from regjax.inputs.augmentation.randaugment import _sample_magnitudes
 

@@ -161,9 +161,9 @@ class PixelatedButterfly(nnx.Module):
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> from flax import nnx
-      >>> layer = rj.layers.PixelatedButterfly(64, 48, block=4, n_factors=2, rank=4, rngs=nnx.Rngs(0))
+      >>> layer = rj.layers.PixelatedButterfly(64, 64, block=4, n_factors=2, rank=4, rngs=nnx.Rngs(0))
       >>> layer(jnp.ones((2, 64))).shape, round(layer.density, 3)
-      ((2, 48), 0.25)
+      ((2, 64), 0.188)
 
     References:
       Dao et al., Pixelated Butterfly: Simple and Efficient Sparse Training for Neural Network Models, 2022,

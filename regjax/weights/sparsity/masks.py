@@ -297,17 +297,11 @@ def mask_by_counts(function: str, scores: PyTree, chosen: PyTree, counts: Sequen
             leaves = [_normalized(leaf) for leaf in leaves]
         found = largest(leaves, counts[0]) if leaves else []
     else:
-        found = map_stacked(_each, leaves, [jnp.asarray(count, jnp.int32) for count in counts])
+        found = map_stacked(
+            jax.vmap(lambda x, k: largest([x], k)[0]), leaves, [jnp.asarray(count, jnp.int32) for count in counts]
+        )
     new = iter([sharding.placed_like(m, leaf) for m, leaf in zip(found, leaves, strict=True)])
     return jax.tree.map(lambda use: next(new) if use else jnp.ones((), bool), chosen)
-
-
-def _each(stack: Array, counts: Array) -> Array:
-    """The largest of each of some leaves that are alike."""
-    if len(stack) == 1:
-        # Without vmap, the search among equal scores is skipped where it has nothing to decide.
-        return largest([stack[0]], counts[0])[0][None]
-    return jax.vmap(lambda x, k: largest([x], k)[0])(stack, counts)
 
 
 def _normalized(score: Array) -> Array:
