@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from regjax import layers
-from regjax.core import checks, trees
+from regjax.core import checks, sharding, trees
 from regjax.core.strength import accepts, at_step, positional_count
 from regjax.core.types import Array, Key, Learned, PyTree, Stateful, Strength
 from regjax.losses import label_smoothing
@@ -160,6 +160,7 @@ def make_train_step(
     num_classes: int,
     steps_per_epoch: int = 1,
     axis_name: str | None = None,
+    microbatches: int = 1,
 ) -> TrainStep:
     """Makes the training step of a recipe: inputs, layers, features, loss, penalties, objectives, gradients, weights.
 
@@ -173,6 +174,13 @@ def make_train_step(
       num_classes: K; integer labels become one-hot when the recipe mixes inputs.
       steps_per_epoch: turns the step into the epoch, for losses that ask for it.
       axis_name: the mapped axis over which gradients, loss and model state are averaged, inside ``shard_map`` or ``pmap``.
+      microbatches: into how many equal parts a batch goes through the network, one after the other, before the one update by
+        their mean gradient (in float32); part ``j`` of ``m`` has the examples ``j, j + m, j + 2m, ...``, so that each part of a
+        batch that is sharded over devices is. The step is that of the whole batch, up to rounding, for any loss of each example
+        alone, memories by example and penalties included. What looks at the batch as a set looks at a part: features and set
+        losses, partners of mixing, batch normalisation (whose running statistics move m times), perturbations of `sam` and kin
+        (each part its own, as with ``num_groups=m``), and random draws are others. A memory of the whole step (a spectral
+        direction, an objective's average) moves m times.
 
     Returns:
       A `TrainStep`: ``init(key, params, model_state={}, labels=None)`` (``labels``: all training labels [N], for memories
@@ -180,11 +188,12 @@ def make_train_step(
       ``"index"`` (positions in the training set). Neither is compiled: wrap ``step`` in ``jax.jit`` with the state donated.
 
     Raises:
-      ValueError: if an argument is not of the stated form, the batch lacks what the loss needs, or a head hook with
-        several samples meets a stateful loss.
+      ValueError: if an argument is not of the stated form, the batch lacks what the loss needs or does not divide by
+        ``microbatches``, or a head hook with several samples meets a stateful loss.
 
     Cost:
-      That of its techniques; the step itself adds nothing.
+      That of its techniques; the step itself adds nothing. Microbatches divide the memory of activations by their number and
+      add one copy of the parameters.
 
     Example:
       >>> import functools, jax, jax.numpy as jnp, regjax as rj
@@ -200,6 +209,7 @@ def make_train_step(
     name = "make_train_step"
     checks.integer(name, "num_classes", num_classes, low=1)
     checks.integer(name, "steps_per_epoch", steps_per_epoch, low=1)
+    checks.integer(name, "microbatches", microbatches, low=1)
     if not isinstance(recipe, Recipe):
         checks.fail(name, "recipe", "a regjax.Recipe", recipe)
     transform, feature_transform = recipe.transform(), recipe.feature_optimizer
@@ -270,24 +280,29 @@ def make_train_step(
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
-        def total(params: PyTree, learned: PyTree) -> Any:
-            carried = {"learned": learned, "model_state": state.model_state, "memory": state.memory, "step": state.step}
-            objective = _wrapped(recipe.objectives, functools.partial(loss_fn, **carried))
-            if isinstance(objective, Stateful):
-                kept = state.memory["objectives"]
-                value, (kept, (model_state, memory, metrics)) = objective.apply(kept, params, batch, key, step=state.step)
-                return value, (model_state, {**memory, "objectives": kept}, metrics)
-            return objective(params, batch, key, step=state.step) if recipe.objectives else objective(params, batch, key)
+        def part(model_state: PyTree, memory: Any, batch: Mapping[str, Array], key: Key) -> tuple[Any, PyTree, Any, Any]:
+            def total(params: PyTree, learned: PyTree) -> Any:
+                carried = {"learned": learned, "model_state": model_state, "memory": memory, "step": state.step}
+                objective = _wrapped(recipe.objectives, functools.partial(loss_fn, **carried))
+                if isinstance(objective, Stateful):
+                    kept = memory["objectives"]
+                    value, (kept, (new_state, new_memory, metrics)) = objective.apply(kept, params, batch, key, step=state.step)
+                    return value, (new_state, {**new_memory, "objectives": kept}, metrics)
+                return objective(params, batch, key, step=state.step) if recipe.objectives else objective(params, batch, key)
 
-        # Only the model's parameters pass through the objectives: centres and the like are not perturbed.
-        (loss, aux), grads = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(state.params, state.learned)
-        model_state, memory, metrics = _ungrouped(aux, state)
-        metrics = {**metrics, "loss": loss}
+            # Only the model's parameters pass through the objectives: centres and the like are not perturbed.
+            (loss, aux), grads = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(state.params, state.learned)
+            new_state, new_memory, metrics = _ungrouped(aux, model_state, memory)
+            return grads, new_state, new_memory, {**metrics, "loss": loss}
+
+        carried = (state.model_state, state.memory)
+        whole = part if microbatches == 1 else functools.partial(_in_parts, part, microbatches, (state.params, state.learned))
+        grads, model_state, memory, metrics = whole(*carried, batch, key)
         if axis_name is not None:
             mean = lambda x: jax.lax.pmean(x, axis_name) if trees.is_float(x) else x
             grads, model_state, metrics = jax.tree.map(mean, (grads, model_state, metrics))
         metrics["grad_norm"] = optax.tree.norm(grads[0])
-        updates, opt_state = transform.update(grads[0], state.opt_state["model"], state.params, value=loss)
+        updates, opt_state = transform.update(grads[0], state.opt_state["model"], state.params, value=metrics["loss"])
         params = optax.apply_updates(state.params, updates)
         updates, feature_state = feature_transform.update(grads[1], state.opt_state["features"], state.learned)
         learned = optax.apply_updates(state.learned, updates)
@@ -312,7 +327,27 @@ def _wrapped(objectives: tuple[Callable[..., Any], ...], loss_fn: Callable[..., 
     return loss_fn
 
 
-def _ungrouped(aux: Any, state: TrainState) -> Any:
+def _in_parts(part: Any, count: int, like: Any, model_state: PyTree, memory: Any, batch: Mapping[str, Array], key: Key) -> Any:
+    """The passes of a batch cut into parts: the mean gradient and metrics, and the memories after the last part."""
+    size = len(batch["label"])
+    if size % count:
+        checks.fail("make_train_step", "microbatches", f"a divisor of the batch of {size}", count)
+    parts = jax.tree.map(lambda x: sharding.split_rows(x, count), dict(batch))
+    wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)) if trees.is_float(x) else x
+    sums = jax.tree.map(lambda x: jnp.zeros_like(wide(x)), like)
+
+    def one(carry: Any, xs: Any) -> Any:
+        sums, model_state, memory = carry
+        index, batch = xs
+        grads, model_state, memory, metrics = part(model_state, memory, batch, jax.random.fold_in(key, index))
+        return (jax.tree.map(lambda a, g: a + wide(g), sums, grads), model_state, memory), metrics
+
+    (sums, model_state, memory), metrics = jax.lax.scan(one, (sums, model_state, memory), (jnp.arange(count), parts))
+    grads = jax.tree.map(lambda a, x: (a / count).astype(x.dtype) if trees.is_float(x) else a, sums, like)
+    return grads, model_state, memory, jax.tree.map(lambda x: jnp.mean(x, 0), metrics)
+
+
+def _ungrouped(aux: Any, old_state: PyTree, old_memory: Any) -> Any:
     """The carried values of one pass: where an objective worked on groups of the batch, the mean over the groups."""
 
     def one(new: Array, old: Any) -> Array:
@@ -321,11 +356,11 @@ def _ungrouped(aux: Any, state: TrainState) -> Any:
         return jnp.mean(new, axis=0) if trees.is_float(new) else new[0]
 
     model_state, memory, metrics = aux
-    if jax.tree.map(jnp.shape, memory) != jax.tree.map(jnp.shape, dict(state.memory)):
+    if jax.tree.map(jnp.shape, memory) != jax.tree.map(jnp.shape, dict(old_memory)):
         checks.fail(
             "make_train_step", "objectives", "without groups of the batch (num_groups=1) beside techniques with memory", "groups"
         )
-    return jax.tree.map(one, model_state, state.model_state), memory, jax.tree.map(jnp.mean, metrics)
+    return jax.tree.map(one, model_state, old_state), memory, jax.tree.map(jnp.mean, metrics)
 
 
 def _loss(
@@ -373,7 +408,8 @@ def _local(pairs: Any, logits_fn: Any, params: PyTree, key: Key, images: Array, 
 
 def _features(pairs: Any, learned: Any, features: Array, labels: Array, step: Array) -> list[Array]:
     """The feature regularisers with their strengths; each `Learned` one takes the next entry of ``learned``."""
-    own, values = iter(learned), []
+    # Spread over the axis of the batch on an Explicit mesh, they could not meet the features: every device takes them whole.
+    own, values = iter(jax.tree.map(sharding.replicate, learned)), []
     for strength, fn in pairs:
         value = fn.loss(next(own), features, labels, step) if isinstance(fn, Learned) else at_step(fn, step)(features, labels)
         values.append((strength(step) if callable(strength) else strength) * value)

@@ -330,3 +330,84 @@ def test_bad_recipes_are_named():
             rj.Recipe(**{field: value})
     with pytest.raises(ValueError, match="num_classes"):
         rj.make_train_step(rj.Recipe(), apply_fn, num_classes=0)
+
+
+EXACT = rj.Recipe(
+    loss=rj.losses.elr(N, K),
+    penalties=((1e-2, rj.weights.l2),),
+    gradients=(rj.gradients.orthogonal_gradient(),),
+    optimizer=optax.adamw(1e-2),
+    weights=(rj.gradients.decoupled_weight_decay(1e-3),),
+)
+"""Nothing in it looks at the batch as a set."""
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_microbatches_of_losses_by_example_are_the_whole_batch(count):
+    (whole, want), (parts, _) = make(EXACT), make(EXACT, microbatches=count)
+    got, steps = want, [jax.jit(train.step) for train in (whole, parts)]
+    for _ in range(3):
+        want, want_metrics = steps[0](want, BATCH)
+        got, metrics = steps[1](got, BATCH)
+        assert_close(metrics, want_metrics, 1e-5)
+    assert_close((got.params, got.memory), (want.params, want.memory), 1e-5)
+    # What is written once a pass is written once a part: the network's own mean moves with each.
+    assert int(got.model_state["count"]) == 3 * count and int(want.model_state["count"]) == 3
+
+
+def test_microbatches_perturb_and_mix_each_part_by_itself():
+    sam = functools.partial(rj.objectives.sam, rho=0.2)
+    turn = lambda key, x, y: (0.6 * x + 0.4 * jnp.flip(x, 0), 0.6 * y + 0.4 * jnp.flip(y, 0))
+    recipe = rj.Recipe(inputs=(turn,), objectives=(sam,), optimizer=optax.sgd(0.1))
+    parts, state = make(recipe, microbatches=2)
+    got, metrics = jax.jit(parts.step)(state, BATCH)
+
+    def loss_fn(params, images, labels):
+        images, labels = turn(KEY, images, jax.nn.one_hot(labels, K))
+        logits = apply_fn(params, STATE, images, key=KEY, hooks=rj.Hooks(), training=True).logits
+        return optax.softmax_cross_entropy(logits, labels).mean()
+
+    halves = [jax.grad(sam(loss_fn))(PARAMS, BATCH["image"][j::2], BATCH["label"][j::2]) for j in range(2)]
+    want = jax.tree.map(lambda p, a, b: p - 0.1 * (a + b) / 2, PARAMS, *halves)
+    assert_close(got.params, want, 1e-6)
+    whole = make(recipe)[0]
+    assert float(optax.tree.norm(optax.tree.sub(whole.step(state, BATCH)[0].params, want))) > 1e-4
+
+
+def test_accumulation_by_multi_steps_is_one_step_of_all_its_batches():
+    """The whole gradient side goes inside: what runs at every call of the step would run on parts of a gradient."""
+    transform = EXACT.transform()
+    accumulated = optax.MultiSteps(transform, every_k_schedule=2).gradient_transformation()
+    recipe = rj.Recipe(loss=EXACT.loss, penalties=EXACT.penalties, optimizer=accumulated)
+    (train, got), (whole, want) = make(recipe), make(EXACT)
+    step, step_whole = jax.jit(train.step), jax.jit(whole.step)
+    for _ in range(2):
+        want, _ = step_whole(want, BATCH)
+        for half in (slice(0, 4), slice(4, 8)):
+            before = got.params
+            got, _ = step(got, jax.tree.map(lambda x, half=half: x[half], BATCH))
+            if half.start == 0:
+                assert_close(got.params, before, 0)
+    assert_close((got.params, got.memory), (want.params, want.memory), 1e-5)
+
+
+def test_microbatches_in_bfloat16_sum_in_float32():
+    """Each part's gradient is rounded to 8 bits as its parameters are; a sum in 8 bits would lose the small ones."""
+    count, size = 64, 64
+    slopes = jnp.where(jnp.arange(size) == 0, 256.0, 1.0).astype(jnp.bfloat16)
+    dot = lambda params, state, images, **_: rj.Outputs(images @ params, images, state)
+    recipe = rj.Recipe(loss=lambda logits, labels: logits[:, 0], optimizer=optax.sgd(1.0))
+    train = rj.make_train_step(recipe, dot, num_classes=1, microbatches=count)
+    state = train.init(KEY, jnp.zeros((1, 1), jnp.bfloat16))
+    batch = {"image": slopes[:, None], "label": jnp.zeros(size, jnp.int32)}
+    new, _ = jax.jit(train.step)(state, batch)
+    assert new.params.dtype == jnp.bfloat16
+    np.testing.assert_allclose(float(new.params[0, 0]), -(256 + 63) / 64, rtol=1 / 256)
+
+
+def test_microbatches_that_do_not_divide_are_refused():
+    train, state = make(rj.Recipe(), microbatches=3)
+    with pytest.raises(ValueError, match=r"regjax.make_train_step: microbatches must be a divisor of the batch of 8, got 3"):
+        train.step(state, BATCH)
+    with pytest.raises(ValueError, match=r"microbatches must be .*got 0"):
+        make(rj.Recipe(), microbatches=0)

@@ -64,6 +64,13 @@ def reshape_rows(x: Array, shape: tuple[int, ...]) -> Array:
     return x.reshape(shape) if named is None else jnp.reshape(x, shape, out_sharding=_by_rows(named, len(shape)))
 
 
+def split_rows(x: Array, count: int) -> Array:
+    """``x [B, ...]`` as ``[count, B / count, ...]``, every count-th row together: rows sharded by blocks stay on their device."""
+    named, shape = explicit_sharding(x), (x.shape[0] // count, count, *x.shape[1:])
+    split = x.reshape(shape) if named is None else jnp.reshape(x, shape, out_sharding=_by_rows(named, len(shape)))
+    return jnp.moveaxis(split, 1, 0)
+
+
 def take_rows(x: Array, indices: Array) -> Array:
     """``x[indices]`` on the leading axis, sharded over examples as ``indices`` is, else as ``x`` is where that divides."""
     here, there = explicit_sharding(x), explicit_sharding(indices)
