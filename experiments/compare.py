@@ -9,16 +9,17 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 import regjax as rj
+from experiments import commands
 from experiments.data import DataConfig, load_arrays
 from experiments.engine import RunConfig, SeedData, Task, resolved_seeds_by, run
 from experiments.recipes import RECIPES, check_names
@@ -86,7 +87,7 @@ def compare(config: CompareConfig, *, quiet: bool = False) -> tuple[str, Path]:
 
     Args:
       config: the comparison.
-      quiet: no progress bar and no line a recipe.
+      quiet: no progress bar, no line a recipe, and none of the time of compiling.
 
     Returns:
       The table as text, and the path of ``report.html``.
@@ -99,21 +100,26 @@ def compare(config: CompareConfig, *, quiet: bool = False) -> tuple[str, Path]:
     parts = folder / "recipes"
     parts.mkdir(parents=True, exist_ok=True)
     missing = [name for name in config.names if not (parts / f"{name}.json").exists()]
-    task = None
+    task, compile_seconds, began = None, 0.0, time.perf_counter()
     bar = tqdm(missing, disable=quiet or not sys.stderr.isatty(), unit="recipe")
-    for name in bar:
-        bar.set_description(name)
-        task = task or make_task(
-            config.data, config.run, range(config.first_seed, config.first_seed + config.seeds), config.judged_on
+    with commands.compiling() as seen:
+        for name in bar:
+            bar.set_description(name)
+            task = task or make_task(config.data, config.run, _seeds(config), config.judged_on)
+            result = run(name, task)
+            compile_seconds += result.compile_seconds
+            _write(parts / f"{name}.json", result._asdict())
+            if not quiet:
+                accuracy = 100 * np.array(result.metrics["accuracy"])
+                tqdm.write(
+                    f"{name:<26} accuracy {accuracy.mean():5.1f} ± {accuracy.std(ddof=1) if len(accuracy) > 1 else 0:4.1f} %   "
+                    f"compiled in {result.compile_seconds:4.1f} s, ran {result.seconds_per_step * 1e6:6.0f} µs a step"
+                )
+    if missing and not quiet:
+        print(
+            f"{len(missing)} recipes in {time.perf_counter() - began:.0f} s, of which tracing and compiling their programs took "
+            f"{compile_seconds:.0f} s; {seen[0].kept} of {seen[0].programs} programs, small ones included, were found on disk"
         )
-        result = run(name, task)
-        _write(parts / f"{name}.json", result._asdict())
-        if not quiet:
-            accuracy = 100 * np.array(result.metrics["accuracy"])
-            tqdm.write(
-                f"{name:<26} accuracy {accuracy.mean():5.1f} ± {accuracy.std(ddof=1) if len(accuracy) > 1 else 0:4.1f} %   "
-                f"compiled in {result.compile_seconds:4.1f} s, ran {result.seconds_per_step * 1e6:6.0f} µs a step"
-            )
     results = {
         "schema": SCHEMA,
         "config": _plain(config),
@@ -175,7 +181,7 @@ def _write(path: Path, content: Any) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     try:
-        config = tyro.extras.overridable_config_cli(PRESETS, args=arguments, prog="python -m experiments.compare")
+        config = commands.parse(PRESETS, arguments, "python -m experiments.compare")
         table, page = compare(config)
     except ValueError as error:
         print(error, file=sys.stderr)

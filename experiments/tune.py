@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tyro
 
+from experiments import commands
 from experiments.compare import DEMO, make_task
 from experiments.data import DataConfig
 from experiments.engine import RunConfig, run
@@ -86,7 +86,7 @@ def tune(config: TuneConfig) -> dict[str, list[tuple[str, float, float]]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     try:
-        tune(tyro.cli(TuneConfig, args=arguments, prog="python -m experiments.tune"))
+        tune(commands.parse(TuneConfig, arguments, "python -m experiments.tune"))
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

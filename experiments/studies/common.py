@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import matplotlib
 import numpy as np
-import tyro
 from scipy import stats
 
 import regjax as rj
+from experiments import commands
 from experiments.engine import SeedData, Task
 
 matplotlib.use("Agg")
@@ -214,7 +214,7 @@ def command_line(study: Callable[[Any], str], config_class: type, program: str, 
       0, or 2 where the configuration is refused.
     """
     try:
-        text = study(tyro.cli(config_class, args=arguments, prog=program))
+        text = study(commands.parse(config_class, arguments, program))
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
