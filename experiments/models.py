@@ -1,12 +1,14 @@
-"""Three small classifiers in Flax NNX, each with places for dropout, drop-path, feature hooks and head hooks."""
+"""Classifiers in Flax NNX, each with places for dropout, drop-path, feature hooks and head hooks."""
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
 from flax import nnx
 
 import regjax as rj
+from experiments import meshes
 
 _NO_HOOKS = rj.Hooks()
 
@@ -16,14 +18,15 @@ class ModelConfig:
     """Which model.
 
     Attributes:
-      name: ``mlp``, ``resnet`` or ``vit``.
-      width: hidden units (mlp), channels of the first stage (resnet), embedding size (vit).
-      depth: hidden layers (mlp), blocks in each of three stages (resnet), blocks (vit).
+      name: ``mlp``, ``resnet``, ``wrn`` or ``vit``. WRN-28-10 is ``wrn`` of width 160 and depth 4, ViT-S/4 for small images
+        ``vit`` of width 384, depth 12, patch 4 and 6 heads.
+      width: hidden units (mlp), channels of the first stage (resnet, wrn), embedding size (vit).
+      depth: hidden layers (mlp), blocks in each of three stages (resnet, wrn), blocks (vit).
       patch: the side of a patch (vit).
       heads: attention heads (vit).
     """
 
-    name: Literal["mlp", "resnet", "vit"] = "mlp"
+    name: Literal["mlp", "resnet", "wrn", "vit"] = "mlp"
     width: int = 128
     depth: int = 2
     patch: int = 2
@@ -125,6 +128,52 @@ class ResNet(Classifier):
         return _dropout(key, 0, x.mean((1, 2)), hooks, training)
 
 
+class WideBlock(nnx.Module):
+    """Batch normalisation and ReLU before each of two 3x3 convolutions, dropout between them."""
+
+    def __init__(self, before: int, after: int, stride: int, *, dtype: Any, rngs: nnx.Rngs):
+        conv = lambda i, o, k, s: nnx.Conv(i, o, (k, k), strides=s, use_bias=False, dtype=dtype, rngs=rngs)
+        norm = lambda size: nnx.BatchNorm(size, momentum=0.9, dtype=dtype, rngs=rngs)
+        self.norm1, self.conv1 = norm(before), conv(before, after, 3, stride)
+        self.norm2, self.conv2 = norm(after), conv(after, after, 3, 1)
+        self.project = nnx.data(conv(before, after, 1, stride) if stride > 1 or before != after else None)
+
+    def __call__(self, x: jax.Array, drop: Any, training: bool) -> tuple[jax.Array, jax.Array]:
+        """The shortcut and the branch; ``drop`` works on what enters the second convolution."""
+        frozen = not training
+        seen = nnx.relu(self.norm1(x, use_running_average=frozen))
+        branch = nnx.relu(self.norm2(self.conv1(seen), use_running_average=frozen))
+        return x if self.project is None else self.project(seen), self.conv2(drop(branch))
+
+
+class WideResNet(Classifier):
+    """A wide residual network for small images: three stages, the first at the images' size, activations before weights."""
+
+    def __init__(self, channels: int, num_classes: int, *, width: int, depth: int, dtype: Any = None, rngs: nnx.Rngs):
+        before = 16
+        self.stem = nnx.Conv(channels, before, (3, 3), use_bias=False, dtype=dtype, rngs=rngs)
+        blocks = []
+        for stage in range(3):
+            for i in range(depth):
+                after = width * 2**stage
+                blocks.append(WideBlock(before, after, 2 if stage and not i else 1, dtype=dtype, rngs=rngs))
+                before = after
+        self.blocks = nnx.List(blocks)
+        self.norm = nnx.BatchNorm(before, momentum=0.9, dtype=dtype, rngs=rngs)
+        self.head = nnx.Linear(before, num_classes, dtype=dtype, rngs=rngs)
+
+    def body(self, images: jax.Array, key: Any, hooks: rj.Hooks, training: bool) -> jax.Array:
+        """Dropout inside the blocks, noise after each."""
+        x = self.stem(hooks.mix(0, images))
+        rates = rj.layers.drop_path_rates(hooks.drop_path, len(self.blocks))
+        for i, block in enumerate(self.blocks):
+            drop = functools.partial(_dropout, key, i, hooks=hooks, training=training)
+            shortcut, branch = block(hooks.mix(i + 1, x), drop, training)
+            x = shortcut + _drop_path(key, i, branch, rates[i], training)
+            x = _block_noise(key, i, x, hooks, training)
+        return nnx.relu(self.norm(x, use_running_average=not training)).mean((1, 2))
+
+
 class ViTBlock(nnx.Module):
     """Pre-norm attention and a two-layer MLP."""
 
@@ -190,8 +239,8 @@ def make_model(
     sizes = {"width": config.width, "depth": config.depth, "dtype": dtype, "rngs": rngs}
     if config.name == "mlp":
         return Mlp(height * width * channels, num_classes, **sizes)
-    if config.name == "resnet":
-        return ResNet(channels, num_classes, **sizes)
+    if config.name in ("resnet", "wrn"):
+        return (ResNet if config.name == "resnet" else WideResNet)(channels, num_classes, **sizes)
     return ViT(image_shape, num_classes, patch=config.patch, heads=config.heads, **sizes)
 
 
@@ -201,7 +250,7 @@ def split(model: Classifier) -> tuple[rj.ApplyFn, nnx.State, nnx.State]:
 
     def apply_fn(params: Any, state: Any, images: jax.Array, *, key: Any, hooks: rj.Hooks, training: bool) -> rj.Outputs:
         # The state may come from outside a trace of `grad`: rebuilt, its variables belong to this one and can be written.
-        module = nnx.merge(graph, params, jax.tree.map(lambda x: x, state))
+        module = nnx.merge(graph, meshes.gathered(params), jax.tree.map(lambda x: x, state))
         logits, features = module(images, key=key, hooks=hooks, training=training)
         return rj.Outputs(logits, features, nnx.state(module, nnx.Not(nnx.Param)))
 

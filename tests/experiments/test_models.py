@@ -1,4 +1,4 @@
-"""The three classifiers: shapes, hooks, batch statistics, dtypes."""
+"""The classifiers: shapes, hooks, batch statistics, dtypes."""
 
 import functools
 
@@ -15,9 +15,12 @@ from regjax.core.trees import path_names
 CONFIGS = {
     "mlp": ModelConfig("mlp", width=16, depth=3),
     "resnet": ModelConfig("resnet", width=4, depth=1),
+    "wrn": ModelConfig("wrn", width=4, depth=1),
     "vit": ModelConfig("vit", width=16, depth=2, patch=2, heads=2),
 }
-FEATURES = {"mlp": 16, "resnet": 16, "vit": 16}
+FEATURES = {"mlp": 16, "resnet": 16, "wrn": 16, "vit": 16}
+NORMALISED = ("resnet", "wrn")
+"""With batch statistics."""
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4, 4, 2)), jnp.float32)
 HOOKS = rj.Hooks(features=lambda key, x: x / 2, head=lambda key, head, x: jnp.stack([head(x), -head(x)]))
 
@@ -63,7 +66,7 @@ def test_shapes_and_plain_training(name):
     assert out.logits.shape == (6, 5) and out.features.shape == (6, FEATURES[name])
     assert run.params["head"]["kernel"].shape == (FEATURES[name], 5)
     np.testing.assert_array_equal(trained.logits, run.train(1).logits)
-    if name != "resnet":  # batch statistics
+    if name not in NORMALISED:
         np.testing.assert_allclose(trained.logits, out.logits, rtol=1e-5, atol=1e-5)
 
 
@@ -91,16 +94,16 @@ def test_feature_and_head_hooks_act_in_training_and_not_in_evaluation(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_noise_and_mixing_hooks_act_in_training(name):
     run = model(name)
-    doubled = lambda key, x: 2 * x
+    squared = lambda key, x: x**2  # a shift or a scale is lost in batch normalisation
     places = []
     swap = lambda place, x: places.append((place, x.shape[0])) or (x[::-1] if place == 0 else x)
     apply = jax.jit(lambda hooks, training: run.apply(hooks, training), static_argnums=(0, 1))
-    noisy = apply(rj.Hooks(noise=doubled), True)
+    noisy = apply(rj.Hooks(noise=squared), True)
     assert np.abs(noisy.features - run.train(0).features).max() > 1e-3
-    np.testing.assert_allclose(apply(rj.Hooks(noise=doubled), False).logits, run.eval(run.state).logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(apply(rj.Hooks(noise=squared), False).logits, run.eval(run.state).logits, rtol=1e-5, atol=1e-6)
     swapped = apply(rj.Hooks(mix=swap), True)
     np.testing.assert_allclose(swapped.logits, run.train(0).logits[::-1], rtol=1e-4, atol=1e-5)
-    blocks = {"mlp": 2, "resnet": 3, "vit": 2}[name]
+    blocks = {"mlp": 2, "resnet": 3, "wrn": 3, "vit": 2}[name]
     assert places == [(place, 6) for place in range(blocks + 1)]
 
 
@@ -112,13 +115,24 @@ def test_computation_in_bfloat16_keeps_float32_parameters(name):
     np.testing.assert_allclose(out.logits.astype(jnp.float32), model(name).eval(run.state).logits, rtol=0.1, atol=0.1)
 
 
-def test_batch_statistics_move_in_training_alone():
-    run = model("resnet")
+@pytest.mark.parametrize("name", NORMALISED)
+def test_batch_statistics_move_in_training_alone(name):
+    run = model(name)
     trained, out = run.train(0).state, run.eval(run.state)
     changed = lambda new: [float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (new, run.state)), strict=True)]
     assert min(changed(trained)) > 0 and max(changed(out.state)) == 0
     assert np.abs(run.eval(trained).logits - out.logits).max() > 1e-4
     assert not jax.tree.leaves(model("mlp").state) and not jax.tree.leaves(model("vit").state)
+
+
+@pytest.mark.parametrize(
+    ("config", "millions"),
+    [(ModelConfig("wrn", width=160, depth=4), 36.48), (ModelConfig("vit", width=384, depth=12, patch=4, heads=6), 21.34)],
+)
+def test_published_sizes(config, millions):
+    """WRN-28-10 has 36.5 million parameters."""
+    params = nnx.eval_shape(lambda: nnx.state(make_model(config, (32, 32, 3), 10, rngs=nnx.Rngs(0)), nnx.Param))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6 == pytest.approx(millions, abs=0.01)
 
 
 def test_configurations_refuse():
