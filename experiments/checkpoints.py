@@ -18,6 +18,8 @@ from regjax.core import trees
 STATE_VERSION = 1
 """Of what a checkpoint holds; raised whenever a newer one cannot be read like an older one."""
 
+_NOTHING: Mapping[str, Any] = {}
+
 
 class Restored(NamedTuple):
     """What a checkpoint gives back.
@@ -110,13 +112,14 @@ class Checkpoints:
         self._manager.close()
 
 
-def refuse_other(out: Path, config: Mapping[str, Any], ignore: Sequence[str]) -> None:
+def refuse_other(out: Path, config: Mapping[str, Any], ignore: Sequence[str], added: Mapping[str, Any] = _NOTHING) -> None:
     """Refuses a folder that is neither empty nor that of a configuration. A file whose name begins with a dot is no content.
 
     Args:
       out: the folder; nothing in it is touched.
       config: the configuration, nested as its dataclasses are.
       ignore: fields in which it may differ from the one that is there, by dotted names.
+      added: what fields stand for that the one that is there may lack, by dotted names.
 
     Raises:
       ValueError: if the folder is of another configuration, naming the fields that differ, or holds something else.
@@ -127,24 +130,42 @@ def refuse_other(out: Path, config: Mapping[str, Any], ignore: Sequence[str]) ->
             raise ValueError(f"{out} is neither empty nor the folder of a run: choose another folder with --out")
         return
     try:
-        before, now = _fields(json.loads(path.read_text())), _fields(plain(config))
+        before = {**added, **_fields(json.loads(path.read_text()))}
+        what = differences(before, plain(config), ignore, "there", "now")
     except (ValueError, AttributeError) as e:
         raise ValueError(f"{path} is not the configuration of a run ({e}): choose another folder with --out") from None
-    changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name) and name not in ignore]
-    if changed:
-        show = lambda fields, name: repr(fields[name]) if name in fields else "nothing"
-        what = "; ".join(f"{name}: {show(before, name)} there, {show(now, name)} now" for name in changed)
+    if what:
         raise ValueError(f"{out} holds a run of another configuration ({what}): choose another folder with --out")
 
 
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], ignore: Sequence[str], of_a: str, of_b: str) -> str:
+    """Says in which fields two configurations differ.
+
+    Args:
+      a: one, nested.
+      b: the other.
+      ignore: fields in which they may differ, by dotted names.
+      of_a: what to call the first.
+      of_b: what to call the second.
+
+    Returns:
+      A phrase; an empty string if they do not.
+    """
+    a, b = _fields(a), _fields(b)
+    changed = [name for name in sorted({*a, *b}) if a.get(name) != b.get(name) and name not in ignore]
+    show = lambda fields, name: repr(fields[name]) if name in fields else "nothing"
+    return "; ".join(f"{name}: {show(a, name)} {of_a}, {show(b, name)} {of_b}" for name in changed)
+
+
 @contextlib.contextmanager
-def claimed(out: Path, config: Mapping[str, Any], ignore: Sequence[str]) -> Iterator[None]:
+def claimed(out: Path, config: Mapping[str, Any], ignore: Sequence[str], added: Mapping[str, Any] = _NOTHING) -> Iterator[None]:
     """Makes a folder that of one configuration, and keeps other processes out of it meanwhile.
 
     Args:
       out: the folder.
       config: the configuration.
       ignore: as in `refuse_other`.
+      added: likewise.
 
     Yields:
       Nothing.
@@ -152,14 +173,16 @@ def claimed(out: Path, config: Mapping[str, Any], ignore: Sequence[str]) -> Iter
     Raises:
       ValueError: as `refuse_other`; or if another process is training there.
     """
-    refuse_other(out, config, ignore)
+    refuse_other(out, config, ignore, added)
     out.mkdir(parents=True, exist_ok=True)
     with open(out / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go when a process dies
         except BlockingIOError:
-            raise ValueError(f"{out}: another process trains there; wait for it, or choose another folder with --out") from None
-        refuse_other(out, config, ignore)  # another process may have been quicker
+            raise ValueError(
+                f"{out}: another process is at work there; wait for it, or choose another folder with --out"
+            ) from None
+        refuse_other(out, config, ignore, added)  # another process may have been quicker
         if not (out / "config.json").exists():
             write_json(out / "config.json", config)
         yield

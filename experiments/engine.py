@@ -111,7 +111,7 @@ def resolved_seeds_by(config: RunConfig) -> str:
     """What ``auto`` stands for on this platform."""
     if config.seeds_by != "auto":
         return config.seeds_by
-    return "map" if config.model.name == "resnet" and jax.default_backend() == "cpu" else "vmap"
+    return "map" if config.model.name in ("resnet", "wrn") and jax.default_backend() == "cpu" else "vmap"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +155,9 @@ class Task:
     @functools.cached_property
     def initial(self) -> tuple[Any, Any]:
         """Parameters and mutable state of every seed, the same for all recipes; compiled once, as it takes seconds."""
-        keys = jax.vmap(jax.random.key)(jnp.asarray(self.seeds))
-        return jax.jit(jax.vmap(lambda key: split(self.model(key))[1:]))(keys)
+        with jax.ensure_compile_time_eval():  # it is kept, so it may be no part of a trace that asks for it first
+            keys = jax.vmap(jax.random.key)(jnp.asarray(self.seeds))
+            return jax.jit(jax.vmap(lambda key: split(self.model(key))[1:]))(keys)
 
 
 class Pipeline(NamedTuple):
@@ -236,10 +237,9 @@ def run(recipe: str | RecipeFn, task: Task, **hyperparameters: Any) -> RunResult
 def _program(pipeline: Pipeline, task: Task) -> tuple[Callable[..., Record], tuple[Any, ...]]:
     """The run of every seed as one pure function, and its arguments."""
     one = functools.partial(_one_seed, pipeline, task)
-    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(jnp.asarray(task.seeds))
     by_map = lambda *args: jax.lax.map(lambda xs: one(*xs), args)
     whole = jax.vmap(one) if resolved_seeds_by(task.config) == "vmap" else by_map
-    return whole, (keys, SeedData(*map(jnp.asarray, task.data)), task.initial)
+    return whole, (run_keys(task), SeedData(*map(jnp.asarray, task.data)), task.initial)
 
 
 def _seconds(call: Callable[[], Any]) -> float:
@@ -258,8 +258,10 @@ def flops_per_step(pipeline: Pipeline, task: Task) -> float:
     return float(compiled.cost_analysis()["flops"])
 
 
-def make_pipeline(recipe: str | RecipeFn, task: Task, hyperparameters: Mapping[str, Any]) -> Pipeline:
-    """The pure functions of a recipe on a task."""
+def make_pipeline(
+    recipe: str | RecipeFn, task: Task, hyperparameters: Mapping[str, Any], *, learning_rate: Any = None
+) -> Pipeline:
+    """The pure functions of a recipe on a task; hyperparameters and the learning rate (the task's by default) may be traced."""
     apply_fn, params, model_state = split(nnx.eval_shape(lambda: task.model(jax.random.key(0))))
     evaluate = functools.partial(apply_fn, key=None, hooks=rj.Hooks(), training=False)
     image = jax.ShapeDtypeStruct((1, *task.data.images.shape[2:]), jnp.float32)
@@ -270,7 +272,7 @@ def make_pipeline(recipe: str | RecipeFn, task: Task, hyperparameters: Mapping[s
         steps_per_epoch=task.steps_per_epoch,
         epochs=task.config.epochs,
         total_steps=task.config.epochs * task.steps_per_epoch,
-        learning_rate=task.config.learning_rate,
+        learning_rate=task.config.learning_rate if learning_rate is None else learning_rate,
     )
     made = make_recipe(recipe, setting, **hyperparameters) if isinstance(recipe, str) else recipe(setting, **hyperparameters)
     train = rj.make_train_step(made, apply_fn, num_classes=task.num_classes, steps_per_epoch=task.steps_per_epoch)
@@ -281,10 +283,34 @@ def make_pipeline(recipe: str | RecipeFn, task: Task, hyperparameters: Mapping[s
     return Pipeline(train.init, train.step, predict)
 
 
-def _one_seed(pipeline: Pipeline, task: Task, key: jax.Array, data: SeedData, initial: tuple[Any, Any]) -> Record:
-    """The whole run of one seed."""
-    init_key, order_key = jax.random.split(key)
-    wrong = data.labels != data.clean
+def run_keys(task: Task) -> jax.Array:
+    """The key of every seed's run."""
+    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(jnp.asarray(task.seeds))
+
+
+def begin(pipeline: Pipeline, key: jax.Array, data: SeedData, initial: tuple[Any, Any]) -> rj.TrainState:
+    """The state in which the run of one seed begins."""
+    init_key, _ = jax.random.split(key)
+    return pipeline.init(init_key, *initial, labels=data.labels)
+
+
+def train_epochs(
+    pipeline: Pipeline, task: Task, key: jax.Array, data: SeedData, state: rj.TrainState, epochs: jax.Array
+) -> tuple[rj.TrainState, jax.Array]:
+    """Some epochs of the run of one seed, from the state after those before.
+
+    Args:
+      pipeline: the recipe.
+      task: the training.
+      key: of the run, the same for all epochs.
+      data: of the seed.
+      state: after the epochs before.
+      epochs: their numbers ``[E]``, counted from 0.
+
+    Returns:
+      The state after them, and the training losses ``[E, steps]``.
+    """
+    _, order_key = jax.random.split(key)
 
     def one_step(state: rj.TrainState, index: jax.Array) -> Any:
         batch = {"image": data.images[index], "label": data.labels[index], "index": index}
@@ -295,8 +321,15 @@ def _one_seed(pipeline: Pipeline, task: Task, key: jax.Array, data: SeedData, in
         order = epoch_permutation(jax.random.fold_in(order_key, epoch), len(data.labels), task.batch_size)
         return jax.lax.scan(one_step, state, order)
 
+    return jax.lax.scan(one_epoch, state, epochs)
+
+
+def _one_seed(pipeline: Pipeline, task: Task, key: jax.Array, data: SeedData, initial: tuple[Any, Any]) -> Record:
+    """The whole run of one seed."""
+    wrong = data.labels != data.clean
+
     def one_point(state: rj.TrainState, epochs: jax.Array) -> Any:
-        state, losses = jax.lax.scan(one_epoch, state, epochs)
+        state, losses = train_epochs(pipeline, task, key, data, state, epochs)
         judged = jnp.argmax(pipeline.predict(state, data.eval_images).logits, -1)
         seen = jnp.argmax(pipeline.predict(state, data.images).logits, -1)
         curves = {
@@ -308,6 +341,6 @@ def _one_seed(pipeline: Pipeline, task: Task, key: jax.Array, data: SeedData, in
         return state, (curves, seen, judged)
 
     epochs = jnp.arange(task.config.epochs).reshape(task.config.points, -1)
-    state, (curves, seen, judged) = jax.lax.scan(one_point, pipeline.init(init_key, *initial, labels=data.labels), epochs)
+    state, (curves, seen, judged) = jax.lax.scan(one_point, begin(pipeline, key, data, initial), epochs)
     out = pipeline.predict(state, data.eval_images)
     return Record(out.logits, out.features, seen, curves, judged)

@@ -5,12 +5,13 @@ finished demo into ``experiments/results/demo``, and ``python -m experiments.rea
 ``experiments/results/label_noise``.
 """
 
+import importlib
 import json
 import shutil
 import sys
 from pathlib import Path
 
-from experiments.bench.results import markdown
+from experiments.bench import results as tables
 from experiments.report import HEADER, cells, summarise
 from regjax.catalog import STAGES, cards
 
@@ -53,7 +54,10 @@ in `{TUNING}`). One exception:
 
 def bench(folder: Path) -> str:
     """The tables of every run of the benchmark in a folder of results."""
-    return "\n\n".join(markdown(json.loads(path.read_text())) for path in sorted(folder.glob("*.json")))
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    # A suite may have tables of its own kind.
+    suites = [importlib.import_module(f"experiments.bench.{run['suite']}") for run in runs]
+    return "\n\n".join(getattr(suite, "markdown", tables.markdown)(run) for suite, run in zip(suites, runs, strict=True))
 
 
 def studies(root: Path) -> str:

@@ -300,8 +300,11 @@ def make_train_step(
         grads, model_state, memory, metrics = whole(*carried, batch, key)
         if axis_name is not None:
             mean = lambda x: jax.lax.pmean(x, axis_name) if trees.is_float(x) else x
-            grads, model_state, metrics = jax.tree.map(mean, (grads, model_state, metrics))
-        metrics["grad_norm"] = optax.tree.norm(grads[0])
+            # A jax.shard_map that checks gives the sum of the devices' gradients by parameters that they have in common.
+            summed = lambda g: axis_name in sharding.varying(batch["image"]) - sharding.varying(g)
+            grads = jax.tree.map(lambda g: g / jax.lax.axis_size(axis_name) if summed(g) else mean(g), grads)
+            model_state, metrics = jax.tree.map(mean, (model_state, metrics))
+        metrics["grad_norm"] = trees.global_norm(grads[0])
         updates, opt_state = transform.update(grads[0], state.opt_state["model"], state.params, value=metrics["loss"])
         params = optax.apply_updates(state.params, updates)
         updates, feature_state = feature_transform.update(grads[1], state.opt_state["features"], state.learned)
@@ -379,7 +382,9 @@ def _loss(
     values, new_memory = loss.apply(memory["loss"], logits, labels, batch["index"], **extra)
     if axis_name is not None:
         # Every device keeps the whole memory, so every device writes the rows of all.
-        whole = jax.lax.all_gather((jax.lax.stop_gradient(logits), labels, batch["index"]), axis_name, tiled=True)
+        rows = (jax.lax.stop_gradient(logits), labels, batch["index"])
+        checked = axis_name in sharding.varying(logits)
+        whole = jax.lax.all_gather(rows, axis_name, tiled=True, to="invarying" if checked else "varying")
         _, new_memory = loss.apply(memory["loss"], *whole, **extra)
     return values, new_memory
 

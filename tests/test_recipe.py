@@ -360,7 +360,7 @@ def test_microbatches_perturb_and_mix_each_part_by_itself():
     turn = lambda key, x, y: (0.6 * x + 0.4 * jnp.flip(x, 0), 0.6 * y + 0.4 * jnp.flip(y, 0))
     recipe = rj.Recipe(inputs=(turn,), objectives=(sam,), optimizer=optax.sgd(0.1))
     parts, state = make(recipe, microbatches=2)
-    got, metrics = jax.jit(parts.step)(state, BATCH)
+    got, _ = jax.jit(parts.step)(state, BATCH)
 
     def loss_fn(params, images, labels):
         images, labels = turn(KEY, images, jax.nn.one_hot(labels, K))

@@ -18,11 +18,13 @@ class BenchConfig:
     """What to measure and how.
 
     Attributes:
-      suite: the techniques of which stage.
+      suite: the techniques of which stage; or the whole step, the peers side by side, or many runs at once. What crosses
+        between devices is counted by ``python -m experiments.bench.devices``.
       shapes: names of batches, by default those of the suite: for inputs ``32`` is [256, 32, 32, 3], ``224`` [64, 224, 224, 3],
         ``tiny`` [8, 16, 16, 3]; for losses ``1k`` is [8192, 1000], ``32k`` [4096, 32000], ``tiny`` [16, 8];
-        for objectives ``mlp``, ``wide`` and ``resnet`` are networks; for weights ``25m`` is a tree of 25 million weights in
-        60 leaves, ``resnet`` a network, ``norms`` a matrix and a convolution.
+        for objectives, gradients and step ``mlp``, ``wide``, ``resnet``, ``wrn`` and ``vit`` are networks, as far as a suite has
+        them; for weights ``25m`` is a tree of 25 million weights in 60 leaves, ``resnet`` a network, ``norms`` a matrix and a
+        convolution; for peers a shape is a topic, such as ``mixing`` or ``losses``, and ``tiny`` all of them.
       threads: cores that every library may use; 0 for all.
       turns: how often every subject runs, in turns.
       seconds: the least time of a subject in a turn.
@@ -30,7 +32,7 @@ class BenchConfig:
       json: prints the results as JSON in place of the tables.
     """
 
-    suite: Literal["inputs", "losses", "objectives", "weights"] = "inputs"
+    suite: Literal["inputs", "losses", "objectives", "gradients", "weights", "step", "peers", "sweep"] = "inputs"
     shapes: tuple[str, ...] = ()
     threads: int = 1
     turns: int = 15

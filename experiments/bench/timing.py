@@ -56,7 +56,7 @@ def ratio(times: Sequence[float], reference: Sequence[float]) -> tuple[float, fl
 
 
 def cost(fn: Callable[..., Any], *args: Any, donate_argnums: int | tuple[int, ...] = ()) -> dict[str, float]:
-    """FLOPs, bytes accessed and temporary bytes of a function as XLA compiles it; the same on every run."""
+    """FLOPs, bytes accessed, and bytes of memory of a function as XLA compiles it; the same on every run."""
     import jax
 
     compiled = jax.jit(fn, donate_argnums=donate_argnums).lower(*args).compile()
@@ -65,6 +65,8 @@ def cost(fn: Callable[..., Any], *args: Any, donate_argnums: int | tuple[int, ..
         "flops": float(counted.get("flops", 0.0)),
         "bytes": float(counted.get("bytes accessed", 0.0)),
         "temporary": float(getattr(memory, "temp_size_in_bytes", 0) or 0),
+        "arguments": float(getattr(memory, "argument_size_in_bytes", 0) or 0),
+        "results": float(getattr(memory, "output_size_in_bytes", 0) or 0),
     }
 
 

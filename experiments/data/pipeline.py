@@ -21,8 +21,8 @@ def train_batches(
 ) -> Any:
     """The part of one process in every batch of a run, by the number of the step.
 
-    Every epoch has its own order, drawn over all processes together: the parts of a step are disjoint, and their union is the
-    batch that one process alone would have had. An example is in an epoch at most once; the N mod ``batch_size`` left over
+    Every epoch has its own order, drawn over all processes together: the parts of a step, one after the other, are the batch that
+    one process alone would have had. An example is in an epoch at most once; the N mod ``batch_size`` left over
     are others in each.
 
     Args:
@@ -49,10 +49,11 @@ def train_batches(
         errors.number(owner, "epochs", epochs, 1, integer=True)
     if batch_size > num_examples:
         errors.refuse(owner, "batch_size", f"at most the number of examples, {num_examples}", batch_size)
-    # Positions are shuffled, sliced and batched; images are read a batch at a time.
+    # Positions are shuffled and batched; a process reads the images of its block of the batch, a batch at a time.
     order = grain.MapDataset.range(num_examples).seed(int(seed)).shuffle()
-    mine = order[: num_examples // batch_size * batch_size][process_index::process_count]
-    return mine.repeat(epochs).batch(batch_size // process_count, drop_remainder=True).map(examples.take)
+    batches = order[: num_examples // batch_size * batch_size].repeat(epochs).batch(batch_size, drop_remainder=True)
+    size = batch_size // process_count
+    return batches.map(lambda positions: examples.take(positions[process_index * size : (process_index + 1) * size]))
 
 
 def train_iterator(examples: Examples, *, threads: int | None = None, **options: Any) -> Any:

@@ -99,7 +99,8 @@ def noise_mask(s: Setting, concentration: float = 0.1) -> rj.Recipe:
     """Each image times a smooth random mask."""
 
     def mask(key: Any, images: Any, labels: Any) -> tuple[Any, Any]:
-        logs = jnp.full((len(images), 16), math.log(concentration))
+        log = jnp.log(concentration) if isinstance(concentration, jax.Array) else math.log(concentration)
+        logs = jnp.full((len(images), 16), log)
         drawn, _ = rj.inputs.sample_noise_mask(key, logs, logs, image_size=images.shape[1:3], grid=4, kernel_size=3, sigma=1.0)
         return images * drawn, labels
 

@@ -4,18 +4,26 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 import regjax as rj
 from experiments.recipes.setting import Setting, sgd, tuned
 
 
+def steps(count: Any, least: int) -> Any:
+    """The nearest whole number of steps; a traced count, as in a sweep, stays an array."""
+    return jnp.maximum(jnp.round(count), least) if isinstance(count, jax.Array) else max(round(count), least)
+
+
 def early(s: Setting, rate: float, until: float) -> Callable[[Any], Any]:
     """A rate that fades to nothing over the first part of the run."""
-    return rj.schedules.early_dropout(rate, cutoff_steps=max(int(until * s.total_steps), 1))
+    return rj.schedules.early_dropout(rate, cutoff_steps=steps(until * s.total_steps, 1))
 
 
 def late(s: Setting, rate: float, start: float) -> Callable[[Any], Any]:
     """A rate that starts after the first part of the run."""
-    return rj.schedules.late_dropout(rate, cutoff_steps=int(start * s.total_steps))
+    return rj.schedules.late_dropout(rate, cutoff_steps=steps(start * s.total_steps, 0))
 
 
 # Layers and their schedules.

@@ -4,7 +4,9 @@ On an Explicit mesh indexing a sharded axis is an error unless the result's shar
 without one the compiler chooses, and nothing is named.
 """
 
+import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +25,7 @@ def row_shards(x: Array) -> int:
     """Over how many devices an Explicit mesh shards the rows of ``x``."""
     named = explicit_sharding(x)
     axes = named.spec[0] if named is not None and len(named.spec) else None
-    if named is None or axes is None:
-        return 1
-    return math.prod(named.mesh.shape[axis] for axis in (axes if isinstance(axes, tuple) else (axes,)))
+    return 1 if named is None or axes is None else _shards(named, axes)
 
 
 def replicate(x: Array) -> Array:
@@ -38,6 +38,41 @@ def placed_like(x: Array, reference: Array) -> Array:
     """``x`` sharded as ``reference``, of the same shape: a choice between the two on an Explicit mesh needs them alike."""
     named = explicit_sharding(reference)
     return x if named is None else jax.sharding.reshard(x, named)
+
+
+def varying(x: Array) -> frozenset[str]:
+    """The manual mesh axes over which a value may differ between devices, as a `jax.shard_map` that checks knows them."""
+    return jax.typeof(x).mat.varying
+
+
+def varying_like(x: Array, reference: Array) -> Array:
+    """``x`` as a value of each device over the manual mesh axes of `jax.shard_map` over which ``reference`` is one."""
+    missing = varying(reference) - varying(x)
+    return jax.lax.pcast(x, tuple(missing), to="varying") if missing else x
+
+
+def total(arrays: list[Array]) -> Array:
+    """The sum of all entries of all arrays, one at least, in one all-reduce where an Explicit mesh shards them.
+
+    A sum for each array would be as many. They can be combined, but not with each other alone: those of a gradient wait for
+    one another in the order in which the leaves are computed.
+    """
+    whole: list[Array] = []
+    parts: dict[tuple[Any, ...], list[Array]] = {}
+    for x in arrays:
+        named = explicit_sharding(x)
+        axes = {} if named is None else {i: axis for i, axis in enumerate(named.spec) if axis is not None}
+        if named is None or not axes:
+            whole.append(jnp.sum(x))
+            continue
+        x = jnp.sum(x, axis=tuple(i for i in range(x.ndim) if i not in axes))
+        # One number for each device: the part that lies there becomes an axis of its own.
+        devices = [_shards(named, axis) for axis in axes.values()]
+        shape = [n for count, size in zip(devices, x.shape, strict=True) for n in (count, size // count)]
+        spec = [entry for axis in axes.values() for entry in (axis, None)]
+        x = jnp.reshape(x, shape, out_sharding=named.update(spec=jax.P(*spec)))
+        parts.setdefault(tuple(axes.values()), []).append(jnp.sum(x, axis=tuple(range(1, x.ndim, 2))))
+    return functools.reduce(jnp.add, [*whole, *(jnp.sum(sum(group)) for group in parts.values())])
 
 
 def leading(x: Array) -> jax.sharding.NamedSharding | None:
@@ -96,6 +131,11 @@ def contract_rows(a: Array, b: Array) -> Array:
     if sharding is None:
         return jnp.einsum("bm,bn->mn", a, b)
     return jnp.einsum("bm,bn->mn", a, b, out_sharding=sharding.update(spec=jax.P(None, None)))
+
+
+def _shards(named: jax.sharding.NamedSharding, axes: str | tuple[str, ...]) -> int:
+    """Over how many devices an entry of a spec shards an axis."""
+    return math.prod(named.mesh.shape[axis] for axis in (axes if isinstance(axes, tuple) else (axes,)))
 
 
 def _by_rows(named: jax.sharding.NamedSharding, ndim: int) -> jax.sharding.NamedSharding:

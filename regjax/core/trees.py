@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from regjax.core import checks
+from regjax.core import checks, sharding
 from regjax.core.strength import positional_count
 from regjax.core.types import Array, PyTree, Where
 
@@ -123,7 +123,7 @@ def sum_squares(tree: PyTree) -> Array:
     """The sum of squares over all leaves, accumulated in float32 or better."""
     leaves = jax.tree.leaves(tree)
     dtype = accumulator(*leaves)
-    return sum((jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in map(jnp.asarray, leaves)), jnp.zeros((), dtype))
+    return sharding.total([jnp.zeros((), dtype), *(jnp.square(leaf.astype(dtype)) for leaf in map(jnp.asarray, leaves))])
 
 
 def safe_sqrt(x: Array) -> Array:
@@ -158,7 +158,7 @@ def vdot(a: PyTree, b: PyTree) -> Array:
     """The inner product of two trees, in float32 or better."""
     leaves = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
     dtype = accumulator(*(leaf for pair in leaves for leaf in pair))
-    return sum((jnp.sum(x.astype(dtype) * y.astype(dtype)) for x, y in leaves), jnp.zeros((), dtype))
+    return sharding.total([jnp.zeros((), dtype), *(x.astype(dtype) * y.astype(dtype) for x, y in leaves)])
 
 
 def stop_gradient(tree: PyTree) -> PyTree:

@@ -53,7 +53,9 @@ def robust_class_statistics(
       ValueError: if a shape or dtype does not fit.
 
     Cost:
-      O(N K D^2) operations and O(N D + K D^2) memory, class after class.
+      O(N K D^2) operations and O(N D + K D^2) memory, class after class: XLA counts one.
+      XLA at [4096, 128]: at most 510 times the FLOPs and 12 times the bytes of a copy of its arguments, and 1.2 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -129,6 +131,8 @@ def calibrate_tail_statistics(
 
     Cost:
       O(K^2 D^2), once for a data set.
+      XLA at [100, 128, 128]: at most 230 times the FLOPs and 2.9 times the bytes of a copy of its arguments, and 0.55 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -194,7 +198,9 @@ def sample_class_gaussians(key: Key, means: Any, covariances: Any, labels: Any) 
       ValueError: if a shape or dtype does not fit, or ``key`` is no key.
 
     Cost:
-      O(K D^3 + K B D^2) operations and O(B D + D^2) memory, class after class.
+      O(K D^3 + K B D^2) operations and O(B D + D^2) memory, class after class: XLA counts one, and no factorisation.
+      XLA at [100, 128, 128]: at most 31 times the FLOPs and 0.96 times the bytes of a copy of its arguments, and 0.18 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -236,7 +242,9 @@ def apply_class_gaussians(means: Any, covariances: Any, labels: Any, normals: An
       ValueError: if a shape or dtype does not fit.
 
     Cost:
-      O(K D^3 + K B D^2) operations and O(B D + D^2) memory, class after class.
+      O(K D^3 + K B D^2) operations and O(B D + D^2) memory, class after class: XLA counts one, and no factorisation.
+      XLA at [100, 128, 128]: at most 21 times the FLOPs and 0.29 times the bytes of a copy of its arguments, and 0.049 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -288,6 +296,8 @@ def representation_anchor(features: Any, contrastive_features: Any) -> Array:
 
     Cost:
       A forward pass of the frozen network, or features stored once; one pass over both.
+      XLA at 2 times [1024, 512]: at most 2.2 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.28 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -47,6 +47,8 @@ def coral(
 
     Cost:
       O(B D^2) for the two covariances; with ``axis_name``, sums of D^2 numbers over devices.
+      XLA at [1024, 512]: at most 1.5 times the FLOPs and 3 times the bytes of the products of all features, and 0.28 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -108,7 +110,9 @@ def domain_coral(
       ValueError: if a shape, dtype or option does not fit.
 
     Cost:
-      O(B E D^2) for the covariances, whatever the number of pairs.
+      O(B E D^2) for the covariances, whatever the number of pairs, and E copies of the features.
+      XLA at [1024, 512]: at most 4.5 times the FLOPs and 8.2 times the bytes of the products of all features, and 4.2 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

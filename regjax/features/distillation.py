@@ -30,6 +30,8 @@ def feature_distillation(student: Any, teacher: Any) -> Array:
 
     Cost:
       A forward pass of the teacher, and a forward and backward pass of the student on the changed images.
+      XLA at 2 times [1024, 512]: at most 2.2 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.28 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -40,6 +40,8 @@ def probabilistic_knowledge_transfer(
     Cost:
       O(B^2 (D + E)): two products of matrices and two arrays ``[B, B]``. A sharded batch is gathered on every device, which
       then holds its own rows of the pairs.
+      XLA at [1024, 512]: at most 1.5 times the FLOPs and 5.2 times the bytes of the products of all vectors, and 1.5 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

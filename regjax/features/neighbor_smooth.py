@@ -53,6 +53,8 @@ def neighbor_smooth_loss(
 
     Cost:
       O(H W D) times the entries of the window, 9 or 25.
+      XLA at [64, 14, 14, 256]: at most 27 times the FLOPs and 9 times the bytes of a copy of its arguments, and 0.43 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

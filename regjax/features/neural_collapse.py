@@ -40,6 +40,8 @@ def within_class_collapse(features: Any, labels: Any, centers: Any, *, where: An
 
     Cost:
       O(B D) for the distances and O(B K) for the sums over classes; with ``axis_name``, a sum of 2 K numbers over devices.
+      XLA at [1024, 512]: at most 9.4 times the FLOPs and 4.8 times the bytes of a copy of its arguments, and 1.1 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -87,6 +89,8 @@ def between_class_angle(centers: Any, *, variant: str = "mean_min_angle") -> Arr
 
     Cost:
       One K x K product of the centres, O(K^2 D), whatever the batch.
+      XLA at [100, 512]: at most 1.2 times the FLOPs and 3.2 times the bytes of the products of all vectors, and 0.66 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -152,6 +156,8 @@ def neural_collapse(
 
     Cost:
       O(B D + B K + K^2 D), small beside the model; K x D parameters.
+      XLA at [1024, 512]: at most 71 times the FLOPs and 6.2 times the bytes of a copy of its arguments, and 1.2 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

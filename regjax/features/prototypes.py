@@ -33,6 +33,8 @@ def class_prototypes(features: Any, labels: Any, num_classes: int, *, where: Any
 
     Cost:
       One matrix product ``[K, B] [B, D]``; with ``axis_name``, a sum of K (D + 1) numbers over devices.
+      XLA at [1024, 512]: at most 230 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0.11 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -75,7 +77,9 @@ def prototype_loss(
       ValueError: if a shape or dtype does not fit, or ``distance`` is misspelt.
 
     Cost:
-      O(B D).
+      O((B + K) D).
+      XLA at [1024, 512]: at most 19 times the FLOPs and 8.1 times the bytes of a copy of its arguments, and 1.1 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -105,8 +109,9 @@ def prototype_loss(
     counts = counts if where is None else counts & where
     h = jnp.where(counts[:, None], features.astype(dtype), 0)
     if distance == "kl":
-        log_p = jax.nn.log_softmax(own, axis=-1)
-        each = jnp.sum(jnp.exp(log_p) * (log_p - jax.nn.log_softmax(h, axis=-1)), axis=-1)
+        log_p = sharding.take_rows(jax.nn.log_softmax(prototypes, axis=-1), rows)
+        shifted, log_total = classes.normalise(h)
+        each = jnp.sum(jnp.exp(log_p) * (log_p - shifted), axis=-1) + log_total
     else:
         each = jnp.mean(jnp.square(h - own), axis=-1)
     total, number = jnp.sum(jnp.where(counts, each, 0)), jnp.sum(counts.astype(dtype))

@@ -43,6 +43,9 @@ def running_class_statistics(num_classes: int, feature_dim: int) -> Stateful:
 
     Cost:
       O(B K D^2) operations, and 4 K D^2 bytes of memory across steps. With a batch sharded under ``jit``, sums over devices.
+      XLA counts one class.
+      XLA at [100, 128, 128]: at most 44 times the FLOPs and 3.5 times the bytes of a copy of its arguments, and 0.095 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -62,7 +62,9 @@ def select_block(
       ValueError: if an option is unknown, or what the rule needs is missing or does not fit the gradient.
 
     Cost:
-      One pass over the gradient; ``"gsq"`` solves a system for each block. Blocks within a leaf gather it on a mesh.
+      About three passes over the gradient; ``"gsq"`` solves a system for each block. Blocks within a leaf gather it on a mesh.
+      XLA at 8 times [512, 512]: at most 5.6 times the FLOPs and 1.8 times the bytes of a copy of its arguments, and 0.07 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -109,7 +111,9 @@ def select_coordinates(grad: Any, *, block_size: int, rule: str = "gs", lipschit
       ValueError: if an option is unknown, or a shape or dtype does not fit.
 
     Cost:
-      One selection of the largest among n; a sharded gradient is gathered.
+      One selection of the largest among n, which XLA counts as next to nothing; a sharded gradient is gathered.
+      XLA at [262144]: at most 1.1 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0.56 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -173,6 +177,8 @@ def block_coordinate(
     Cost:
       That of the base on all blocks, and 2 FLOPs for each weight: the gradient is whole, so it is steps that this saves, not
       time in each.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.3 times the bytes of a plain training
+      step, and 0.01 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj

@@ -34,7 +34,9 @@ def agreement_keep_prob(g: Any, ref: Any, *, eps: Any = 1e-8) -> Array:
       ValueError: if a shape or dtype does not fit, or ``eps`` is negative or not finite.
 
     Cost:
-      About 8 FLOPs for each entry.
+      About 13 FLOPs for each entry.
+      XLA at 2 times [512, 512]: at most 7.2 times the FLOPs and 0.83 times the bytes of a copy of its arguments, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -85,6 +87,8 @@ def gradient_dropout(*, strength: Strength = 1.0, seed: int = 0, eps: float = 1e
       About 70 integer and floating operations for each weight, most of them for random bits: 1.03x the FLOPs of a step of a
       small network on 512 examples. The reference gradient is the caller's: one more backward pass of the network, and a
       forward pass of the teacher.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.3 times the FLOPs and 2.1 times the bytes of a plain training
+      step, and 0.51 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj

@@ -37,6 +37,8 @@ def gradient_noise(key: Key, *, eta: Strength = 0.01, gamma: Any = 0.55) -> opta
     Cost:
       About 90 integer and floating operations for each weight, most of them for random bits: 1.03x the FLOPs of a step of a
       small network on 512 examples.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.3 times the FLOPs and 2 times the bytes of a plain training
+      step, and 0.51 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, regjax as rj

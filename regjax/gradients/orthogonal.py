@@ -49,6 +49,8 @@ def orthogonal_gradient(
     Cost:
       About 10 FLOPs for each weight, 8 without ``rescale``: 1.007x the FLOPs of a step of a small network on 256 examples,
       1.014x on 128; three passes over weights and gradients; no forward pass.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.6 times the bytes of a plain training
+      step, and 0.01 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -88,6 +88,8 @@ def adamwr(
 
     Cost:
       That of ``optax.adamw``.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.1 times the FLOPs and 1.2 times the bytes of a plain training
+      step, and 0.01 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj

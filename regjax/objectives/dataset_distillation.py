@@ -56,8 +56,11 @@ def trajectory_matching_loss(
       ValueError: if a shape, dtype or option does not fit, ``apply_fn`` returns no logits for the labels, or ``key`` is missing.
 
     Cost:
-      J training steps, and about four times their cost to differentiate. Each step is computed anew in the backward pass, so
-      that the memory is that of one step, and a copy of the parameters for each. Batches of sharded images are gathered.
+      J training steps, and about four times their cost to differentiate. Each step is computed anew in the backward pass, so that
+      the memory is that of one step, and a copy of the parameters for each. Batches of sharded images are gathered. XLA counts
+      one step.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 4.5 times the FLOPs and 8.1 times the bytes of a forward and
+      backward pass, and 5.1 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

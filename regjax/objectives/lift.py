@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from regjax.core import checks, trees
+from regjax.core import checks, sharding, trees
 from regjax.core.strength import accepts, at_step, resolve
 from regjax.core.types import Array, PyTree, Strength
 
@@ -75,10 +75,8 @@ class BoundLoss:
         here = run(leaves)
         # jax.shard_map sums the gradient of a replicated parameter over the devices. The gradient of this device's loss is
         # that of its own copy of the parameters; where the loss is the same on all devices, nothing is to be undone.
-        missing = [_varying(here.value) - _varying(leaf) for leaf in leaves]
-        if any(missing):
-            own = lambda leaf, axes: jax.lax.pcast(leaf, tuple(axes), to="varying") if axes else leaf
-            here = run([own(leaf, axes) for leaf, axes in zip(leaves, missing, strict=True)])
+        if any(sharding.varying(here.value) - sharding.varying(leaf) for leaf in leaves):
+            here = run([sharding.varying_like(leaf, here.value) for leaf in leaves])
         return here if axis_name is None else here._replace(gradient=jax.lax.pmean(here.gradient, axis_name))
 
 
@@ -130,11 +128,6 @@ def shift(params: PyTree, offset: list[Array], active: Any) -> PyTree:
     return trees.with_float_leaves(params, trees.add_scaled(trees.float_leaves(params), 1.0, offset))
 
 
-def _varying(x: Array) -> frozenset[str]:
-    """The manual mesh axes over which a value differs between devices; none outside `jax.shard_map`."""
-    return jax.typeof(x).mat.varying
-
-
 def attach_gradient(value: Any, direction: PyTree, params: PyTree) -> Array:
     r"""A scalar with a given value whose gradient is a given direction.
 
@@ -159,6 +152,8 @@ def attach_gradient(value: Any, direction: PyTree, params: PyTree) -> Array:
 
     Cost:
       One pass over the parameters; no forward or backward pass of the model.
+      XLA at 16 times [512, 512]: at most 1.7 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -206,6 +201,8 @@ def with_penalty(loss_fn: LossFn, penalty: Callable[[PyTree], Array], strength: 
 
     Cost:
       The penalty's, once forward and once backward; no extra pass of the model.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.3 times the bytes of a plain training
+      step, and 0 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

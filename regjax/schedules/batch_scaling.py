@@ -227,7 +227,9 @@ def lr_from_spectrum(
       ValueError: if the arrays are no floating vectors of one length, or an option does not fit.
 
     Cost:
-      None.
+      A few passes over the Ritz values.
+      XLA at 2 times [64]: at most 7.3 times the FLOPs and 3.6 times the bytes of a copy of its arguments, and 0.62 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

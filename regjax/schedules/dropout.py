@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from regjax.core import checks
@@ -65,7 +66,7 @@ def early_dropout(rate: Strength, *, cutoff_steps: int, decay: str = "linear") -
 
     Args:
       rate: the rate in [0, 1], or a schedule of it.
-      cutoff_steps: c, at least 0.
+      cutoff_steps: c, an integer of at least 0, or a traced scalar.
       decay: ``"linear"`` (default) or ``"constant"``.
 
     Returns:
@@ -88,12 +89,12 @@ def early_dropout(rate: Strength, *, cutoff_steps: int, decay: str = "linear") -
     """
     name = "schedules.early_dropout"
     checks.strength(name, "rate", rate, low=0.0, high=1.0)
-    cutoff_steps = checks.integer(name, "cutoff_steps", cutoff_steps, low=0)
+    cutoff_steps = _steps(name, cutoff_steps)
     checks.choice(name, "decay", decay, ("linear", "constant"))
 
     def schedule(step: Any) -> Array:
         t = jnp.maximum(checks.array(name, "step", step).astype(float), 0)
-        share = 1 - t / max(cutoff_steps - 1, 1) if decay == "linear" else jnp.ones_like(t)
+        share = 1 - t / jnp.maximum(cutoff_steps - 1, 1) if decay == "linear" else jnp.ones_like(t)
         return jnp.where(t < cutoff_steps, _value(rate, step) * share, 0)
 
     return schedule
@@ -107,7 +108,7 @@ def late_dropout(rate: Strength, *, cutoff_steps: int) -> Schedule:
 
     Args:
       rate: the rate in [0, 1], or a schedule of it.
-      cutoff_steps: the steps without dropout, at least 0.
+      cutoff_steps: the steps without dropout, an integer of at least 0, or a traced scalar.
 
     Returns:
       A schedule, ``step -> rate``, in float32 (float64 under x64).
@@ -129,7 +130,7 @@ def late_dropout(rate: Strength, *, cutoff_steps: int) -> Schedule:
     """
     name = "schedules.late_dropout"
     checks.strength(name, "rate", rate, low=0.0, high=1.0)
-    cutoff_steps = checks.integer(name, "cutoff_steps", cutoff_steps, low=0)
+    cutoff_steps = _steps(name, cutoff_steps)
 
     def schedule(step: Any) -> Array:
         t = jnp.maximum(checks.array(name, "step", step).astype(float), 0)
@@ -140,3 +141,9 @@ def late_dropout(rate: Strength, *, cutoff_steps: int) -> Schedule:
 
 def _value(rate: Any, step: Any) -> Array:
     return jnp.asarray(rate(step) if callable(rate) else rate, float)
+
+
+def _steps(name: str, value: Any) -> Any:
+    """A number of steps: a static integer, or a scalar array, as sweeps trace it."""
+    is_array = isinstance(value, jax.Array)
+    return checks.number(name, "cutoff_steps", value) if is_array else checks.integer(name, "cutoff_steps", value, low=0)

@@ -42,6 +42,8 @@ def as_matrix(kernel: Any, *, groups: int = 1, output_axes: int = 1) -> Array:
 
     Cost:
       A reshape; a transposition where there are groups.
+      XLA at [3, 3, 64, 64]: at most 0 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -88,6 +90,8 @@ def kernel_matrix(path: tuple[str, ...], leaf: Any) -> Array:
 
     Cost:
       A reshape.
+      XLA at [512, 8, 64]: at most 0 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -142,3 +146,16 @@ def matrix(function: str, matrix_of: MatrixOf, path: tuple[str, ...], leaf: Arra
     if x.size != leaf.size:
         checks.fail(function, "matrix_of", f"a view of all {leaf.size} entries as matrices", x)
     return x.astype(trees.accumulator(x))
+
+
+@jax.custom_jvp
+def gram_matrix(x: Array) -> Array:
+    """The Gram matrices of the columns of real or complex ``x [..., m, n]``."""
+    return jnp.einsum("...mi,...mj->...ij", jnp.conj(x), x, precision="highest")
+
+
+@gram_matrix.defjvp
+def _gram_matrix_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    # The two terms are each other's adjoint: one product less backward, and one array less to keep.
+    half = jnp.einsum("...mi,...mj->...ij", jnp.conj(primals[0]), tangents[0], precision="highest")
+    return gram_matrix(primals[0]), half + jnp.conj(jnp.swapaxes(half, -1, -2))

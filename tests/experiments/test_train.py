@@ -18,6 +18,7 @@ from experiments import train as trainer
 from experiments.data import DataConfig
 from experiments.models import ModelConfig
 from experiments.train import TrainConfig, main
+from experiments.train_config import typed
 
 OPTIONS = {
     **{"recipe": "dropout", "steps": 90, "ema-decay": 0.9, "devices": 1, "log-every": 7, "eval-every": 20},
@@ -114,6 +115,19 @@ def test_stopped_run_saves_its_step_and_resumes_to_the_same_bits(whole, tmp_path
     assert same_results(out, whole)
 
 
+@pytest.mark.parametrize(("before", "after", "spread"), [(8, 1, False), (1, 8, True)])
+def test_run_goes_on_with_other_devices(whole, tmp_path, capsys, before, after, spread):
+    out = tmp_path / "moved"
+    more = ["--shard-parameters"] if spread else []
+    assert main([*command(out, devices=before, stop_at_step=45), *more]) == 0
+    assert main([*command(out, devices=after), *more]) == 0
+    assert f"on {after} devices, {before} devices before: equal up to rounding" in capsys.readouterr().err
+    lines, expected = ((folder / "metrics.jsonl").read_text().splitlines() for folder in (out, whole))
+    for line, other in zip(map(json.loads, lines), map(json.loads, expected), strict=True):
+        assert line.keys() == other.keys() and (line.pop("split"), line.pop("step")) == (other.pop("split"), other.pop("step"))
+        assert line == pytest.approx(other, rel=1e-3, abs=1e-3)
+
+
 def test_run_that_dies_between_its_last_checkpoint_and_its_results_writes_them(whole, tmp_path):
     out = tmp_path / "almost"
     shutil.copytree(whole, out)
@@ -156,10 +170,9 @@ def test_diverging_run_stops_and_keeps_its_last_good_checkpoint(tmp_path, capsys
 
 
 def test_unknown_recipe_names_the_nearest(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["--recipe", "smam", "--out", str(tmp_path / "x")])
+    assert main(["--recipe", "smam", "--out", str(tmp_path / "x")]) == 2
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and "'smam'" in error and "did you mean sam" in error and "Traceback" not in error
+    assert "'smam'" in error and "did you mean sam" in error and "Traceback" not in error
     assert not (tmp_path / "x").exists()
 
 
@@ -176,6 +189,7 @@ def test_misspelt_option_names_the_nearest(capsys):
         *[("epochs", 0), ("epochs", 1.5), ("epochs", True), ("steps", 0), ("log_every", 0), ("eval_every", -1)],
         *[("checkpoint_every", 0), ("keep", 0), ("seed", -1), ("seed", 2**32), ("devices", 0), ("stop_at_step", -1)],
         *[("learning_rate", 0.0), ("learning_rate", float("nan")), ("learning_rate", float("inf")), ("clip_norm", -1.0)],
+        *[("timeout", 0), ("num_processes", 0), ("process_id", -1)],
         *[("ema_decay", 1.0), ("ema_decay", 0.0), ("ema_decay", float("nan"))],
     ],
 )
@@ -187,10 +201,40 @@ def test_configuration_refuses(field, value):
 def test_configuration_refuses_what_does_not_fit_together():
     with pytest.raises(ValueError, match="batch_size must be a multiple of devices = 3, got 128"):
         TrainConfig(devices=3)
+    with pytest.raises(ValueError, match=r"microbatches must be a divisor of data.batch_size = 128, got 3"):
+        TrainConfig(microbatches=3)
     with pytest.raises(ValueError, match="recipe 'sam' has no 'roh'; did you mean rho"):
         TrainConfig(recipe="sam", hyperparameters={"roh": 0.1})
     with pytest.raises(ValueError, match="hyperparameters: rho must be a finite number, got nan"):
         TrainConfig(recipe="sam", hyperparameters={"rho": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"coordinator": "a:1", "num_processes": 2},
+            "process_id must be given with coordinator and num_processes, or all",
+        ),
+        ({"process_id": 0}, "coordinator must be given with process_id, or all left out"),
+        ({"coordinator": "a", "num_processes": 2, "process_id": 0}, "coordinator must be host:port, got 'a'"),
+        ({"coordinator": "a:99999", "num_processes": 2, "process_id": 0}, "coordinator must be host:port, got 'a:99999'"),
+        ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "process_id must be below num_processes = 2, got 2"),
+        (
+            {"coordinator": "a:1", "num_processes": 3, "process_id": 2},
+            "batch_size must be a multiple of num_processes = 3",
+        ),
+        ({"local_devices": (0, 0)}, "local_devices must be different numbers from 0 on"),
+        ({"distributed": False, "local_devices": (0,)}, "local_devices must be left out without --distributed"),
+        (
+            {"distributed": False, "coordinator": "a:1", "num_processes": 2, "process_id": 0},
+            "coordinator must be left out without --distributed, got 'a:1'",
+        ),
+    ],
+)
+def test_configuration_refuses_processes_that_cannot_meet(fields, said):
+    with pytest.raises(ValueError, match=said):
+        TrainConfig(**{"distributed": True, **fields})
 
 
 def test_batch_that_does_not_fit_is_refused_before_training(tmp_path):
@@ -203,5 +247,5 @@ def test_batch_that_does_not_fit_is_refused_before_training(tmp_path):
 
 
 def test_whole_hyperparameters_stay_integers():
-    typed = trainer._typed("multi_sample_dropout", {"num_samples": 4.0, "rate": 1.0})
-    assert typed == {"num_samples": 4, "rate": 1.0} and isinstance(typed["num_samples"], int) and isinstance(typed["rate"], float)
+    given = typed("multi_sample_dropout", {"num_samples": 4.0, "rate": 1.0})
+    assert given == {"num_samples": 4, "rate": 1.0} and isinstance(given["num_samples"], int) and isinstance(given["rate"], float)

@@ -18,7 +18,8 @@ from experiments.checkpoints import Checkpoints, claimed
 from experiments.data import DataConfig, Split, evaluation_batches
 from experiments.evaluation import Scores, evaluate, measure, score
 from experiments.models import ModelConfig
-from experiments.train import TrainConfig, make_program
+from experiments.train_config import TrainConfig
+from experiments.train_program import make_program
 from experiments.writers import MetricsFile, Writer, write_json
 
 # The step on meshes.
@@ -54,11 +55,14 @@ def runs():
             carry = program.init(jax.random.key(0), data.train.labels)
             params, means, first = [jax.device_get(carry.train.params)], [], carry.train.params["stem"]["kernel"].sharding
             for i in range(STEPS):
-                batch = data.train.take(np.arange(16 * i, 16 * i + 16) % 64)
-                carry, _, mean = program.step(carry, meshes.put_batch(mesh, {k: batch[k] for k in ("image", "label", "index")}))
+                examples = data.train.take(np.arange(16 * i, 16 * i + 16) % 64)
+                batch = {name: examples[name] for name in ("image", "label", "index")}
+                carry, _, mean = program.step(carry, meshes.put_batch(mesh, batch))
                 params.append(jax.device_get(carry.train.params))
                 means.append(jax.device_get(mean))
-        found[name] = types.SimpleNamespace(program=program, carry=carry, params=params, means=means, first=first)
+        found[name] = types.SimpleNamespace(
+            program=program, mesh=mesh, batch=batch, carry=carry, params=params, means=means, first=first
+        )
     return found
 
 
@@ -72,6 +76,27 @@ def test_devices_do_not_change_the_numbers(runs, placement):
     assert all(change > 1e-3 for change in jax.tree.leaves(moved))
 
 
+@pytest.mark.parametrize(
+    ("saved", "wanted"), [("eight", "one"), ("one", "eight"), ("spread", "one"), ("one", "spread"), ("eight", "spread")]
+)
+def test_state_goes_on_with_other_devices(runs, tmp_path, saved, wanted):
+    saved, wanted = runs[saved], runs[wanted]
+    store = Checkpoints(tmp_path / "c", keep=1)
+    store.save(STEPS, saved.carry, {})
+    restored = store.restore(STEPS, wanted.program.template).state
+    again = store.restore(STEPS, saved.program.template).state
+    store.close()
+    same_bits = lambda a, b: np.testing.assert_array_equal(numbers(a), numbers(b))
+    numbers = lambda leaf: jax.device_get(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
+    jax.tree.map(same_bits, restored, saved.carry)
+    assert jax.tree.map(lambda x: x.sharding, restored.train) == jax.tree.map(lambda x: x.sharding, wanted.carry.train)
+    for run, carry in ((saved, again), (wanted, restored)):
+        with jax.set_mesh(run.mesh):
+            run.next = run.program.step(carry, meshes.put_batch(run.mesh, run.batch))
+    close = lambda a, b: np.testing.assert_allclose(numbers(a), numbers(b), rtol=1e-5, atol=1e-5)
+    jax.tree.map(close, saved.next, wanted.next)
+
+
 def test_state_is_placed_as_asked_and_stays_there(runs):
     kernel = lambda run: run.carry.train.params["stem"]["kernel"]
     trace = lambda run: next(x for x in jax.tree.leaves(run.carry.train.opt_state) if x.shape == kernel(run).shape)
@@ -81,6 +106,41 @@ def test_state_is_placed_as_asked_and_stays_there(runs):
         assert leaf.addressable_shards[0].data.size * 8 == leaf.size
     for run in runs.values():
         assert run.first == kernel(run).sharding  # a state that moves compiles its step anew
+
+
+def test_bfloat16_in_parts_trains_float32_weights_to_about_the_same():
+    """What is computed has 8 bits; what is kept and summed, 24: weights, optimiser, averages, losses."""
+    data = types.SimpleNamespace(train=split(0, 64), num_classes=4, image_shape=(4, 4, 1))
+    config = TrainConfig(
+        recipe="l2",
+        data=DataConfig(batch_size=16),
+        model=ModelConfig("vit", width=8, depth=1, heads=2),
+        learning_rate=0.02,
+        ema_decay=0.8,
+        log_every=4,
+    )
+    mesh, kept = meshes.data_mesh(2), {}
+    for name, options in (
+        ("plain", {}),
+        ("mixed", {"bfloat16": True}),
+        ("mixed in parts", {"bfloat16": True, "microbatches": 4}),
+    ):
+        with jax.set_mesh(mesh):
+            program = make_program(dataclasses.replace(config, **options), data, mesh, 4, 8)
+            carry = program.init(jax.random.key(0), data.train.labels)
+            for i in range(8):
+                examples = data.train.take(np.arange(16 * i, 16 * i + 16) % 64)
+                batch = {key: examples[key] for key in ("image", "label", "index")}
+                carry, _, means = program.step(carry, meshes.put_batch(mesh, batch))
+        kept[name] = jax.device_get((carry.train.params, means))
+        floats = [leaf.dtype for leaf in jax.tree.leaves((carry.train, carry.average, means)) if hasattr(leaf, "dtype")]
+        assert {dtype for dtype in floats if jnp.issubdtype(dtype, jnp.floating)} == {jnp.dtype("float32")}
+    flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+    plain, mixed, parts = (flat(kept[name][0]) for name in kept)
+    start = flat(jax.device_get(program.init(jax.random.key(0), data.train.labels).train.params))
+    moved = np.linalg.norm(plain - start)
+    assert 0 < np.linalg.norm(mixed - plain) < 0.05 * moved
+    assert 0 < np.linalg.norm(parts - plain) < 0.05 * moved
 
 
 def test_moving_average_is_the_debiased_one(runs):
@@ -234,11 +294,18 @@ def test_old_version_and_other_states_are_refused(tmp_path, monkeypatch):
 def test_folder_belongs_to_one_configuration_and_one_process(tmp_path):
     config = {"rate": 0.1, "data": {"name": "digits"}, "out": "a"}
     claim = lambda config: claimed(tmp_path / "r", config, ["out"])
-    with claim(config), pytest.raises(ValueError, match="another process trains there"), claim(config):
+    with claim(config), pytest.raises(ValueError, match="another process is at work there"), claim(config):
         pass
     with claim({**config, "out": "b"}):
         pass
     assert json.loads((tmp_path / "r" / "config.json").read_text())["out"] == "a"
+    # An option that came later stands there for what was done before it.
+    later = {**config, "data": {"name": "digits", "parts": 1}}
+    with claimed(tmp_path / "r", later, ["out"], {"data.parts": 1}):
+        pass
+    with pytest.raises(ValueError, match=r"data.parts: 1 there, 2 now"):
+        later["data"]["parts"] = 2
+        claimed(tmp_path / "r", later, ["out"], {"data.parts": 1}).__enter__()
     changed = {"rate": 0.2, "data": {"name": "digits", "seed": 1}, "out": "a"}
     expected = r"data\.seed: nothing there, 1 now; rate: 0\.1 there, 0\.2 now"
     with pytest.raises(ValueError, match=expected), claim(changed):

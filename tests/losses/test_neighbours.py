@@ -219,3 +219,12 @@ def test_neighbours_of_few_digits_help_the_network():
         scores.append([r[r[:, 150:450].mean(1).argmax(), 450:].mean() for r in found])
     network, neighbours, both = np.mean(scores, axis=0)
     assert both > network and neighbours > network - 0.02, scores
+
+
+def test_long_rows_are_searched_in_pieces(x64):
+    # 1003 keys, 3 neighbours: pieces of 18 keys, the last of which is not full and holds the nearest of one query.
+    queries, keys = RNG.normal(size=(6, 4)), RNG.normal(size=(1003, 4))
+    keys[-1] = queries[0]
+    labels, where = np.arange(1003) % 7, np.arange(1003) % 3 < 2
+    got = L.knn_probabilities(queries, keys, labels, num_classes=7, k=3, temperature=0.1, where=where)
+    np.testing.assert_allclose(got, probabilities(queries, keys, labels, 7, 3, 0.1, where=where), rtol=1e-9, atol=1e-12)

@@ -41,7 +41,9 @@ def reliability_bins(confidences: Any, correct: Any, *, num_bins: int = 15, wher
       ValueError: if a shape or dtype does not fit or ``num_bins`` is below 1.
 
     Cost:
-      O(N M) compares and sums; no sort, and examples may be sharded over devices.
+      O(N M) compares and sums; no sort, and examples may be sharded over devices. XLA counts one bin.
+      XLA at 2 times [50000]: at most 29 times the FLOPs and 6.3 times the bytes of a copy of its arguments, and 2.3 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -79,7 +81,9 @@ def expected_calibration_error(confidences: Any, correct: Any, *, num_bins: int 
       ValueError: if a shape or dtype does not fit or ``num_bins`` is below 1.
 
     Cost:
-      O(N M) compares and sums; no sort, and examples may be sharded over devices.
+      O(N M) compares and sums; no sort, and examples may be sharded over devices. XLA counts one bin.
+      XLA at 2 times [50000]: at most 29 times the FLOPs and 6.3 times the bytes of a copy of its arguments, and 2.3 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -117,7 +121,9 @@ def adaptive_calibration_error(confidences: Any, correct: Any, *, num_bins: int 
       ValueError: if a shape or dtype does not fit or ``num_bins`` is below 1.
 
     Cost:
-      A sort of N, and O(N M) compares and sums; examples sharded over devices are gathered on each of them.
+      A sort of N, and O(N M) compares and sums; examples sharded over devices are gathered on each of them. XLA counts one bin.
+      XLA at 2 times [50000]: at most 35 times the FLOPs and 13 times the bytes of a copy of its arguments, and 2.8 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -167,7 +173,9 @@ def classwise_calibration_error(probs: Any, labels: Any, *, num_bins: int = 15, 
       ValueError: if a shape or dtype does not fit or ``num_bins`` is below 1.
 
     Cost:
-      O(N K M) compares and sums; no sort, and examples may be sharded over devices.
+      O(N K M) compares and sums; no sort, and examples may be sharded over devices. XLA counts one bin of one class.
+      XLA at [1024, 1000]: at most 0.068 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.56 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -204,11 +212,17 @@ def _equal_width(function: str, confidences: Any, correct: Any, num_bins: int, w
 
 def _means(bins: Array, confidences: Array, correct: Array, num_bins: int, where: Array) -> ReliabilityBins:
     """The diagram, from the bin of each example."""
-    member = (bins[:, None] == jnp.arange(num_bins)) & where[:, None]
-    count = jnp.sum(member, axis=0, dtype=confidences.dtype)
-    mean = lambda x: jnp.sum(jnp.where(member, x[:, None], 0), axis=0) / jnp.maximum(count, 1)
+
+    def totals(b: Array) -> tuple[Array, Array, Array]:
+        here = (bins == b) & where
+        sum_of = lambda x: jnp.sum(jnp.where(here, x, 0))
+        return sum_of(confidences), sum_of(correct), jnp.sum(here, dtype=confidences.dtype)
+
+    # One bin after the other: all at once would write out the members of every bin.
+    confidence, accuracy, count = jax.lax.map(totals, jnp.arange(num_bins))
+    mean = lambda x: x / jnp.maximum(count, 1)
     total = jnp.maximum(jnp.sum(where), 1).astype(count.dtype)
-    return ReliabilityBins(mean(confidences), mean(correct), count / total)
+    return ReliabilityBins(mean(confidence), mean(accuracy), count / total)
 
 
 def _error(bins: ReliabilityBins) -> Array:
@@ -236,6 +250,8 @@ def brier_score(logits: Any, labels: Any, *, axis: int = -1, where: Any = None) 
 
     Cost:
       One softmax and one pass over the classes.
+      XLA at [1024, 1000]: at most 13 times the FLOPs and 4.2 times the bytes of a copy of its arguments, and 0.7 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -278,7 +294,9 @@ def negative_log_likelihood(logits: Any, labels: Any, *, axis: int = -1, where: 
       ValueError: if a shape or dtype does not fit.
 
     Cost:
-      One pass over the logits.
+      A softmax.
+      XLA at [1024, 1000]: at most 4.5 times the FLOPs and 2.8 times the bytes of a copy of its arguments, and 0.55 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -52,6 +52,8 @@ def confidence_balance(logits_a: Any, logits_b: Any, *, axis: int = -1, where: A
 
     Cost:
       Two softmaxes; no sort, and examples may be sharded over devices.
+      XLA at 2 times [1024, 1000]: at most 19 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

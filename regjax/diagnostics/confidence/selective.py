@@ -50,6 +50,8 @@ def risk_coverage(scores: Any, correct: Any, *, where: Any = None) -> RiskCovera
 
     Cost:
       A sort of N; examples sharded over devices are gathered on each of them.
+      XLA at 2 times [50000]: at most 23 times the FLOPs and 5.9 times the bytes of a copy of its arguments, and 0.89 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -91,6 +93,8 @@ def aurc(scores: Any, correct: Any, *, method: str = "trapezoid", where: Any = N
 
     Cost:
       A sort of N; examples sharded over devices are gathered on each of them.
+      XLA at 2 times [50000]: at most 25 times the FLOPs and 6.8 times the bytes of a copy of its arguments, and 1 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -131,6 +135,8 @@ def excess_aurc(scores: Any, correct: Any, *, where: Any = None) -> Array:
 
     Cost:
       A sort of N; examples sharded over devices are gathered on each of them.
+      XLA at 2 times [50000]: at most 28 times the FLOPs and 7.7 times the bytes of a copy of its arguments, and 1.4 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -170,7 +176,9 @@ def normalized_max_logit(logits: Any, *, p: Any, center: bool = True, axis: int 
       ValueError: if a shape or dtype does not fit, or ``p`` is not a finite number above 0.
 
     Cost:
-      Three passes over the logits.
+      A few passes over the logits.
+      XLA at [1024, 1000]: at most 14 times the FLOPs and 4.5 times the bytes of a copy of its arguments, and 0.56 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -219,8 +227,10 @@ def search_logit_norm(
       ValueError: if a shape or dtype does not fit, or an option is not as stated.
 
     Cost:
-      For each order three passes over the logits and a sort of N; examples sharded over devices are gathered for the sort,
-      their logits not.
+      For each order three passes over the logits and a sort of N; examples sharded over devices are gathered for the sort, their
+      logits not. XLA counts one order.
+      XLA at [1024, 1000]: at most 26 times the FLOPs and 6.4 times the bytes of a copy of its arguments, and 1.3 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

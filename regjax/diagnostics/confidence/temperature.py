@@ -37,8 +37,10 @@ def fit_temperature(logits: Any, labels: Any, *, where: Any = None) -> Array:
       ValueError: if a shape or dtype does not fit.
 
     Cost:
-      About 10 passes over the logits, about 30 where the result is 0.01 or 100, at most 60; examples may be sharded over
-      devices.
+      About 10 passes over the logits, about 30 where the result is 0.01 or 100, at most 60; examples may be sharded over devices.
+      XLA counts the body of the loop once.
+      XLA at [1024, 1000]: at most 30 times the FLOPs and 13 times the bytes of a copy of its arguments, and 2.8 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

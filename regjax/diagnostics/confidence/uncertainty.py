@@ -47,6 +47,8 @@ def mc_predict(
 
     Cost:
       T forward passes.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 12 times the FLOPs and 13 times the bytes of a forward pass, and
+      4.1 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -94,7 +96,9 @@ def mc_dropout_statistics(logits: Any) -> MCDropoutStatistics:
       ValueError: if ``logits`` is not floating, or has no pass or no class.
 
     Cost:
-      A few passes over the logits.
+      About twenty passes over the logits, and the memory of four arrays like them.
+      XLA at [10, 1024, 100]: at most 41 times the FLOPs and 13 times the bytes of a copy of its arguments, and 2.4 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -160,6 +164,8 @@ def sequence_uncertainty(
 
     Cost:
       A pass over the logits.
+      XLA at [4, 8, 32, 1000]: at most 4.5 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 0.56 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -213,6 +219,8 @@ def star_uncertainty(full: Any, base: Any, *, iteration: Any, rate: Strength = 0
 
     Cost:
       A few passes over the scores.
+      XLA at 2 times [50000]: at most 4.5 times the FLOPs and 1.4 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -257,7 +265,9 @@ def normalize_scores(scores: Any, *, where: Any = None) -> Array:
       ValueError: if a shape or dtype does not fit.
 
     Cost:
-      Two passes over the scores.
+      A few passes over the scores.
+      XLA at [50000]: at most 5.6 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 0.01 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -293,6 +303,8 @@ def select_top(scores: Any, *, num: int, exclude: Any = None) -> Array:
 
     Cost:
       A sort of N; scores sharded over devices are gathered.
+      XLA at [50000]: at most 21 times the FLOPs and 5 times the bytes of a copy of its arguments, and 1.3 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

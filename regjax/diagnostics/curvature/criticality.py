@@ -49,8 +49,10 @@ def module_robust_criticality(
         floating, or an option does not fit.
 
     Cost:
-      For each module ``num_epochs`` forward and backward passes, and as many forward ones, over all batches; one program for
-      all modules, one batch in memory at a time.
+      For each module ``num_epochs`` forward and backward passes, and as many forward ones, over all batches; one program for all
+      modules, one batch in memory at a time. XLA counts the body of the loop once.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.9 times the FLOPs and 3.4 times the bytes of a forward and
+      backward pass, and 0.7 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -34,6 +34,8 @@ def hessian_matvec(loss_fn: Callable[..., Array], params: PyTree, *args: Any) ->
     Cost:
       One forward and backward pass when it is made, and about two for each product. Make it within `jax.jit`, where
       it is used: its intermediate values would else be constants of the compiled program.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 2.1 times the FLOPs and 2.4 times the bytes of a forward and
+      backward pass, and 0.35 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -77,6 +79,8 @@ def ggn_matvec(
 
     Cost:
       Two forward passes and one of the loss when it is made, and about one forward and one backward pass for each product.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.5 times the FLOPs and 1.5 times the bytes of a forward and
+      backward pass, and 0.01 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -142,7 +146,9 @@ def hessian_variance(
         disagree on n, or ``chunk_size`` does not divide n.
 
     Cost:
-      One product for each example and probe; the memory of ``chunk_size`` vectors.
+      One product for each example and probe; the memory of ``chunk_size`` vectors. XLA counts the body of the loop once.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 0.5 times the FLOPs and 5.7 times the bytes of one product with
+      the Hessian, and 5.9 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -34,6 +34,8 @@ def effective_learning_rate(learning_rate: Strength, weight: PyTree, *, optimize
 
     Cost:
       One pass over the weights.
+      XLA at 8 times [512, 512]: at most 2.3 times the FLOPs and 0.56 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -86,6 +88,8 @@ def scale_invariance_error(
 
     Cost:
       Two forward passes.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 2.3 times the FLOPs and 2.8 times the bytes of a forward pass,
+      and 0.7 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -30,6 +30,8 @@ def gradient_direction_variance(grads: PyTree) -> Array:
 
     Cost:
       O(G P): the mean over pairs is that of the squared distances to the mean direction, so that no pair is formed.
+      XLA at 4 times [16, 256, 256]: at most 12 times the FLOPs and 3.5 times the bytes of a copy of its arguments, and 0.7
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -72,6 +74,8 @@ def gradient_direction_error(grads: PyTree, full_grad: PyTree) -> Array:
 
     Cost:
       O(G P).
+      XLA at 4 times [16, 256, 256]: at most 9.8 times the FLOPs and 3.5 times the bytes of a copy of its arguments, and 0.69
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -51,7 +51,9 @@ def opposing_examples(losses_before: Any, losses_after: Any, *, top_k: int) -> O
       ValueError: if the losses are no floating vectors of one length, or ``top_k`` does not fit.
 
     Cost:
-      Two selections among N numbers. Losses sharded over devices are gathered.
+      Two selections among N numbers. Losses sharded over devices are gathered. XLA counts a selection as next to nothing.
+      XLA at 2 times [50000]: at most 1.1 times the FLOPs and 1.4 times the bytes of a copy of its arguments, and 0.28 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -91,7 +93,9 @@ def gradient_opposition(grads_a: PyTree, grads_b: PyTree) -> Array:
       ValueError: if the trees differ.
 
     Cost:
-      One pass over both.
+      Three passes over both.
+      XLA at 16 times [512, 512]: at most 7.8 times the FLOPs and 3.4 times the bytes of a copy of its arguments, and 0.62 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -133,6 +137,8 @@ def track_group_losses(*, num_groups: int, num_steps: int) -> Stateful:
 
     Cost:
       O(N ``num_groups``) for each call.
+      XLA at [1000, 10]: at most 5.7 times the FLOPs and 3.9 times the bytes of a copy of its arguments, and 0.94 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -198,6 +204,8 @@ def opposing_signals_toy(
 
     Cost:
       n d random numbers.
+      XLA at [10000, 64]: at most 160 times the FLOPs and 16 times the bytes of a copy of its results, and 2.7 times its memory
+      more.
 
     Example:
       >>> import jax, regjax as rj

@@ -54,7 +54,10 @@ def worst_case_sharpness(
         fit.
 
     Cost:
-      ``num_steps`` forward and backward passes and two forward ones for each batch, one batch in memory at a time.
+      ``num_steps`` forward and backward passes and two forward ones for each batch, one batch in memory at a time. XLA counts the
+      body of the loop once.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 2 times the FLOPs and 3.7 times the bytes of a forward and
+      backward pass, and 1 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -141,7 +144,9 @@ def average_case_sharpness(
         fit.
 
     Cost:
-      ``num_samples`` + 1 forward passes for each batch, one at a time.
+      ``num_samples`` + 1 forward passes for each batch, one at a time. XLA counts the body of the loop once.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 0.93 times the FLOPs and 2.7 times the bytes of a forward and
+      backward pass, and 1.3 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

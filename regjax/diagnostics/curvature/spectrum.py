@@ -62,7 +62,10 @@ def lanczos_spectrum(matvec: MatVec, start: PyTree, *, num_steps: int = 20, reor
       ValueError: if ``matvec`` is no function or returns another tree, or an option does not fit.
 
     Cost:
-      m products, and 4 m passes over m vectors; the memory of m vectors. Without re-orthogonalisation of three.
+      m products, and 4 m passes over m vectors; the memory of m vectors. Without re-orthogonalisation of three. XLA counts the
+      body of the loop once.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.5 times the FLOPs and 6.7 times the bytes of one product with
+      the Hessian, and 5.7 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -107,7 +110,9 @@ def stochastic_lanczos(
       ValueError: if ``matvec`` is no function or returns another tree, or an option does not fit.
 
     Cost:
-      k m products; the memory of m vectors.
+      k m products; the memory of m vectors. XLA counts the body of the loop once.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.6 times the FLOPs and 7.6 times the bytes of one product with
+      the Hessian, and 6.3 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -156,6 +161,8 @@ def spectral_density(
 
     Cost:
       O(n k m).
+      XLA at 2 times [8, 64]: at most 2,000 times the FLOPs and 3.1 times the bytes of a copy of its arguments, and 0.027 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -220,7 +227,9 @@ def top_eigenvalue(
       ValueError: if ``matvec`` is no function or returns another tree, or an option does not fit.
 
     Cost:
-      m + 1 products; the memory of m vectors.
+      m + 1 products; the memory of m vectors. XLA counts the body of the loop once.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 2.6 times the FLOPs and 8.8 times the bytes of one product with
+      the Hessian, and 5.7 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

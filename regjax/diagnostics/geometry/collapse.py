@@ -42,6 +42,8 @@ def softmax_collapse(logits: Any, *, axis: int = -1, dtype: Any = None, where: A
 
     Cost:
       One exponential for each logit.
+      XLA at [1024, 1000]: at most 19 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 0.56 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -91,6 +93,8 @@ def zero_loss_fraction(losses: Any, *, where: Any = None) -> Array:
 
     Cost:
       One pass over the losses.
+      XLA at [50000]: at most 4.4 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.55 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -132,7 +136,9 @@ def label_smoothing_decomposition(
       ValueError: if a shape or dtype does not fit, or ``alpha`` is not finite or above 1.
 
     Cost:
-      One pass over the logits.
+      A few passes over the logits.
+      XLA at [1024, 1000]: at most 12 times the FLOPs and 5 times the bytes of a copy of its arguments, and 1.1 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

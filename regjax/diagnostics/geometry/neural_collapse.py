@@ -69,7 +69,10 @@ def nc1(
       ValueError: if a shape or dtype does not fit, or an option is unknown.
 
     Cost:
-      O(N K D + K^3), without a D x D matrix; examples may be sharded over devices.
+      O(N K D + K^3), without a D x D matrix; examples may be sharded over devices. XLA counts the decomposition of a K x K matrix
+      as next to nothing.
+      XLA at [1024, 512]: at most 500 times the FLOPs and 6.7 times the bytes of a copy of its arguments, and 1.3 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -112,6 +115,8 @@ def nc4_mismatch(features: Any, labels: Any, num_classes: int, logits: Any, *, w
 
     Cost:
       O(N K D); examples may be sharded over devices.
+      XLA at [1024, 512]: at most 380 times the FLOPs and 4.5 times the bytes of a copy of its arguments, and 0.6 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -153,7 +158,10 @@ def nc_metrics(
       ValueError: if a shape or dtype does not fit.
 
     Cost:
-      O(N K D + K^3) once for all of them, without a D x D matrix; examples may be sharded over devices.
+      O(N K D + K^3) once for all of them, without a D x D matrix; examples may be sharded over devices. XLA counts the
+      decomposition of a K x K matrix as next to nothing.
+      XLA at [1024, 512]: at most 620 times the FLOPs and 7.5 times the bytes of a copy of its arguments, and 1.2 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -31,6 +31,8 @@ def nc2_norm_cv(features: Any, labels: Any, num_classes: int, *, global_mean: st
 
     Cost:
       O(N K D); examples may be sharded over devices.
+      XLA at [1024, 512]: at most 230 times the FLOPs and 4.8 times the bytes of a copy of its arguments, and 0.71 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -69,6 +71,8 @@ def nc2_equiangularity(features: Any, labels: Any, num_classes: int, *, global_m
 
     Cost:
       O(N K D + K^2 D); examples may be sharded over devices.
+      XLA at [1024, 512]: at most 260 times the FLOPs and 5 times the bytes of a copy of its arguments, and 0.71 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -108,6 +112,8 @@ def nc2_etf(vectors: Any, *, where: Any = None) -> Array:
 
     Cost:
       O(K^2 D).
+      XLA at [100, 512]: at most 230 times the FLOPs and 2.8 times the bytes of a copy of its arguments, and 0.77 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -152,6 +158,8 @@ def nc3_alignment(
 
     Cost:
       O(N K D); examples may be sharded over devices.
+      XLA at [1024, 512]: at most 210 times the FLOPs and 4.6 times the bytes of a copy of its arguments, and 0.7 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -198,6 +206,8 @@ def nc3_duality(
 
     Cost:
       O(N K D + K^2 D); examples may be sharded over devices.
+      XLA at [1024, 512]: at most 230 times the FLOPs and 4.5 times the bytes of a copy of its arguments, and 0.71 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

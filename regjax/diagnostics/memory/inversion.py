@@ -79,7 +79,8 @@ def dropout_inversion_attack(
       ValueError: if a shape, dtype or structure does not fit, or an option is not as stated.
 
     Cost:
-      For each step a gradient of ``grad_fn``, itself a gradient: about 6 forward passes. One compiled loop.
+      For each step a gradient of ``grad_fn``, itself a gradient: about 6 forward passes. One compiled loop. XLA counts one step.
+      XLA at [256, 256]: at most 6.8 times the FLOPs and 16 times the bytes of a forward pass, and 1.6 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -205,7 +206,9 @@ def gradient_cosine_distance(a: PyTree, b: PyTree) -> Array:
       ValueError: if the trees differ in structure or shapes.
 
     Cost:
-      One pass over the trees.
+      Two passes over the trees.
+      XLA at 16 times [512, 512]: at most 3.4 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -241,7 +244,9 @@ def total_variation(images: Any) -> Array:
       ValueError: if ``images`` is no floating ``[B, H, W, C]``.
 
     Cost:
-      Two passes over the images.
+      A difference and a sum in each direction, some ten passes over the images.
+      XLA at [256, 32, 32, 3]: at most 8.6 times the FLOPs and 6.4 times the bytes of a copy of its arguments, and 2.2 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -274,6 +279,8 @@ def reconstruction_mse(images: Any, reference: Any) -> Array:
 
     Cost:
       One pass over the images.
+      XLA at 2 times [256, 32, 32, 3]: at most 1.7 times the FLOPs and 0.56 times the bytes of a copy of its arguments, and 0
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

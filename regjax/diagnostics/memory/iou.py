@@ -52,6 +52,8 @@ def iou_history(num_classes: int, num_points: int) -> Stateful:
 
     Cost:
       One pass over the pixels for each class; 4 P K bytes. Counts beyond 2^24 in a point are rounded to 7 digits.
+      XLA at 2 times [8, 64, 64]: at most 9.2 times the FLOPs and 2.7 times the bytes of a copy of its arguments, and 0.61 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -50,7 +50,9 @@ def memorization_curves(
       ValueError: if a shape or dtype does not fit.
 
     Cost:
-      One pass over the predictions; examples may be sharded over devices.
+      A few passes over the predictions; examples may be sharded over devices.
+      XLA at [50, 10000]: at most 13 times the FLOPs and 5.1 times the bytes of a copy of its arguments, and 1.7 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -32,7 +32,9 @@ def relative_signal_strength(clean_posterior: Any, noisy_posterior: Any) -> Arra
       ValueError: if a shape or dtype does not fit, or there is no class.
 
     Cost:
-      One pass over both.
+      A few passes over both.
+      XLA at 2 times [1024, 1000]: at most 5.5 times the FLOPs and 3.1 times the bytes of a copy of its arguments, and 0.55
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -54,6 +54,8 @@ def unlearning_metrics(forget: Any, retain: Any, test: Any, *, retrained: Unlear
 
     Cost:
       One pass over the logits.
+      XLA at 3 times [1024, 1000]: at most 9.9 times the FLOPs and 0.56 times the bytes of a copy of its arguments, and 0.01
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -44,7 +44,9 @@ def block_importance(hidden_states: Any, *, where: Any = None) -> Array:
       ValueError: if a shape or dtype does not fit.
 
     Cost:
-      Two passes over the hidden states; the model's forward pass is the caller's. Tokens may be sharded.
+      About seven passes over the hidden states; the model's forward pass is the caller's. Tokens may be sharded.
+      XLA at [12, 8, 64, 256]: at most 8.7 times the FLOPs and 3.7 times the bytes of a copy of its arguments, and 1.1 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -85,6 +87,8 @@ def gap_similarity(hidden_states: Any, *, where: Any = None) -> Array:
 
     Cost:
       One product of the states with themselves, 2 (L + 1)^2 D operations for each token. Tokens may be sharded.
+      XLA at [12, 8, 64, 256]: at most 34 times the FLOPs and 3.9 times the bytes of a copy of its arguments, and 1.2 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -135,7 +139,9 @@ def layer_importance(inputs: Any, outputs: Any, *, residual: bool = True, where:
       ValueError: if a shape or dtype does not fit, or ``residual`` is not a bool.
 
     Cost:
-      Two passes over the arrays; the model's forward pass is the caller's. Tokens may be sharded.
+      About six passes over the arrays; the model's forward pass is the caller's. Tokens may be sharded.
+      XLA at 2 times [12, 8, 64, 256]: at most 6.1 times the FLOPs and 3.1 times the bytes of a copy of its arguments, and 0.56
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -177,6 +183,8 @@ def drop_plan(attn_importance: Any, mlp_importance: Any, num: Any) -> DropPlan:
 
     Cost:
       Nothing beside the importances. One-shot, or again after each drop with the importances of the smaller model.
+      XLA at 2 times [32]: at most 31 times the FLOPs and 5.5 times the bytes of a copy of its arguments, and 2.4 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -221,6 +229,8 @@ def best_gap(similarity: Any, num: int) -> RedundantRun:
 
     Cost:
       L comparisons.
+      XLA at [33, 33]: at most 0.36 times the FLOPs and 0.036 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

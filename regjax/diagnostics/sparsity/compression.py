@@ -48,6 +48,8 @@ def sketched_parameter_count(masks: PyTree) -> ParameterCount:
 
     Cost:
       Two passes over the masks.
+      XLA at 8 times [512, 512]: at most 4.4 times the FLOPs and 9.7 times the bytes of a copy of its arguments, and 2.3 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -142,6 +144,8 @@ def pruning_output_error(apply_fn: Callable[..., Any], params: PyTree, masks: Py
 
     Cost:
       2F.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 2.3 times the FLOPs and 2.8 times the bytes of a forward pass,
+      and 0.7 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -57,6 +57,8 @@ def sparse_scaling_law(sparsity: Any, nonzero_params: Any, data: Any, coeffs: Sp
 
     Cost:
       Three powers for each value.
+      XLA at 3 times [27]: at most 3.3 times the FLOPs and 0.71 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import regjax as rj
@@ -101,7 +103,10 @@ def fit_sparse_scaling_law(sparsity: Any, nonzero_params: Any, data: Any, losses
       ValueError: if a number lies outside its range, shapes differ, or there are fewer than 7 runs.
 
     Cost:
-      100 damped Gauss-Newton steps from each start, all compiled into one program of 7 x 7 systems.
+      100 damped Gauss-Newton steps from each start, all compiled into one program of 7 x 7 systems. XLA counts the body of the
+      loop once.
+      XLA at 4 times [27]: at most 4,100 times the FLOPs and 320 times the bytes of a copy of its arguments, and 91 times its
+      memory more.
 
     Example:
       >>> import numpy as np, regjax as rj
@@ -168,6 +173,8 @@ def optimal_sparsity(nonzero_params: Any, compute: Any, coeffs: SparseScaling, *
 
     Cost:
       M evaluations of the law.
+      XLA at 2 times [100]: at most 830 times the FLOPs and 3.9 times the bytes of a copy of its arguments, and 0.93 times its
+      memory more.
 
     Example:
       >>> import regjax as rj

@@ -49,7 +49,9 @@ def find_super_weights(
       ValueError: if a shape or dtype does not fit, or ``threshold`` or ``relative`` is not positive and finite.
 
     Cost:
-      One pass over the recorded arrays; the model's forward pass is the caller's.
+      Two passes over the recorded arrays; the model's forward pass is the caller's.
+      XLA at [12, 512, 512]: at most 2.3 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

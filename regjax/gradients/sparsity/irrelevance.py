@@ -56,6 +56,8 @@ def irrelevance_decay(
 
     Cost:
       That of the inner optimiser, and some 5 FLOPs and an exponential for each weight that decays; no forward pass.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.2 times the bytes of a plain training
+      step, and 0 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj

@@ -68,7 +68,9 @@ def prune(
 
     Cost:
       A byte for each weight and two passes over them in each step; `regjax.weights.topk_mask` at a step of refreshing. No
-      forward pass.
+      forward pass. XLA counts the refreshing in every step, and the body of its search's loop once.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.9 times the bytes of a plain training
+      step, and 0.041 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj
@@ -165,7 +167,9 @@ def nm_pruning(
 
     Cost:
       A byte for each weight and two passes over them in each step; ``m`` comparisons for each weight at a step of refreshing,
-      before which an Explicit mesh gathers sharded kernels.
+      before which an Explicit mesh gathers sharded kernels. XLA counts the refreshing in every step.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.2 times the bytes of a plain training
+      step, and 0.01 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj

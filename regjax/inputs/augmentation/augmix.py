@@ -65,7 +65,10 @@ def augmix(
 
     Cost:
       ``width`` chains of at most 3 operations, each as in `randaugment`, and ``width`` batches of memory. With
-      `regjax.losses.jensen_shannon_consistency` the network sees three batches: 3 forward and 3 backward passes.
+      `regjax.losses.jensen_shannon_consistency` the network sees three batches: 3 forward and 3 backward passes. On one CPU
+      a chain is a loop over images, whose body XLA counts once.
+      XLA at [256, 32, 32, 3]: at most 13 times the FLOPs and 7.1 times the bytes of a copy of its arguments, and 1.7 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -122,6 +125,8 @@ def apply_augmix(images: Any, chains: Any, *, weights: Any, m: Any) -> Array:
 
     Cost:
       One read of images and chains and one write of the batch.
+      XLA at [3, 256, 32, 32, 3]: at most 2.2 times the FLOPs and 0.69 times the bytes of a copy of its arguments, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -30,6 +30,8 @@ def boundary_rearrange(images: Any, *, pad: int, axis: int = 2) -> tuple[Array, 
 
     Cost:
       One read and one write of the batch.
+      XLA at [256, 32, 32, 3]: at most 0 times the FLOPs and 1.3 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -77,6 +79,8 @@ def boundary_restore(canvas: Any, *, pad: int, axis: int = 2) -> Array:
 
     Cost:
       One read and one write of the batch.
+      XLA at [256, 32, 40, 3]: at most 0 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -74,11 +74,13 @@ def randaugment(
       ValueError: if images are not floating ``[B, H, W, C]``, or an option is misspelt or out of range.
 
     Cost:
-      On one CPU each image is computed with its own operations alone, in a loop that writes into the batch: on one core
-      1.3 ms for 256 images of 32 x 32, and 10 ms for 64 of 224 x 224 where the caller donates them, as else the copy costs
-      more than the operations. Elsewhere ``num_ops`` times one warp, one sharpening, one histogram and one pass of
-      everything else for all images, and a select; under ``vmap`` likewise. A batch sharded over devices needs no
-      communication.
+      On one CPU each image is computed with its own operations alone, in a loop that writes into the batch: on one core 1.3 ms
+      for 256 images of 32 x 32, and 10 ms for 64 of 224 x 224 where the caller donates them, as else the copy costs more than
+      the operations. Elsewhere ``num_ops`` times one warp, one sharpening, one histogram and one pass of everything else for
+      all images, and a select; under ``vmap`` likewise. A batch sharded over devices needs no communication. XLA counts the
+      body of the loop once.
+      XLA at [256, 32, 32, 3]: at most 0.57 times the FLOPs and 1.3 times the bytes of a copy of its arguments, and 0.011 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -155,7 +157,9 @@ def randaugment_op(
       ValueError: if a shape, dtype or option does not fit, or cutout has no ``centre``.
 
     Cost:
-      One read and one write of the batch.
+      One read and one write of the batch. On one CPU this is a loop over images, whose body XLA counts once.
+      XLA at [256, 32, 32, 3]: at most 0.04 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

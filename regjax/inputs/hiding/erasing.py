@@ -62,6 +62,8 @@ def random_erasing(
     Cost:
       One read and one write of the batch in modes ``"const"`` and ``"rand"``; the draws are ``[B, count, attempts]``.
       ``"pixel"`` draws a normal number for every value of the batch, erased or not: on a CPU some 60 times the rest.
+      XLA at [256, 32, 32, 3]: at most 3.1 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.013 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -148,6 +150,8 @@ def apply_random_erasing(images: Any, *, area_fraction: Any, log_aspect: Any, to
 
     Cost:
       One read and one write of the batch, and a read of ``value`` where it has the shape of ``images``.
+      XLA at [256, 32, 32, 3]: at most 2.4 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -47,6 +47,8 @@ def noisy_label_channel(
 
     Cost:
       One number drawn for each pixel; one more channel of the input.
+      XLA at [8, 128, 128]: at most 130 times the FLOPs and 8.9 times the bytes of a copy of its arguments, and 1.7 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -105,6 +107,8 @@ def apply_noisy_label_channel(
 
     Cost:
       One look-up for each pixel.
+      XLA at 2 times [8, 128, 128]: at most 9.9 times the FLOPs and 0.83 times the bytes of a copy of its arguments, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -36,6 +36,8 @@ def modality_dropout(key: Key | None, embedding: Any, *, rate: Strength, null: A
 
     Cost:
       One pass over the embedding.
+      XLA at [1024, 512]: at most 1.3 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -76,6 +78,8 @@ def apply_modality_dropout(embedding: Any, keep: Any, *, null: Any = None) -> Ar
 
     Cost:
       One pass over the embedding.
+      XLA at [1024, 512]: at most 1.1 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -124,6 +128,8 @@ def modality_dropout_set(
 
     Cost:
       One pass over the embeddings.
+      XLA at 2 times [1024, 512]: at most 1.4 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -181,6 +187,8 @@ def apply_modality_dropout_set(
 
     Cost:
       One pass over the embeddings.
+      XLA at 2 times [1024, 512]: at most 1.2 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

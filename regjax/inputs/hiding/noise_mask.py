@@ -51,8 +51,11 @@ def sample_noise_mask(
       ValueError: if a shape or dtype does not fit, or an option is out of range.
 
     Cost:
-      Some twenty random numbers for each cell, and two small matrix products for each image. A draw is accepted within
-      four rounds of a rejection sampler but for one in 10^5, which takes a central value: there is no loop to wait for.
+      Some twenty random numbers for each cell and the memory of twice as many, and two small matrix products for each image. A
+      draw is accepted within four rounds of a rejection sampler but for one in 10^5, which takes a central value: there is no
+      loop to wait for.
+      XLA at 2 times [64, 4096]: at most 920 times the FLOPs and 73 times the bytes of a copy of its arguments, and 10 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -102,6 +105,8 @@ def noise_mask_image(mask: Any, *, image_size: int | tuple[int, int], kernel_siz
 
     Cost:
       Two matrix products, ``H G^2 + H W G`` multiplications for each image.
+      XLA at [64, 4096]: at most 290 times the FLOPs and 5.6 times the bytes of a copy of its arguments, and 0.55 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -146,7 +151,9 @@ def noise_mask_policy_loss(log_alpha: Any, log_beta: Any, mask: Any, task_loss: 
       ValueError: if a shape or dtype does not fit, or the score is unknown.
 
     Cost:
-      A few special functions for each cell.
+      A few special functions for each cell, for whose parts a CPU takes some forty numbers of memory a cell.
+      XLA at 3 times [64, 4096]: at most 200 times the FLOPs and 31 times the bytes of a copy of its arguments, and 6.6 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -168,7 +175,10 @@ def noise_mask_policy_loss(log_alpha: Any, log_beta: Any, mask: Any, task_loss: 
     dtype = trees.accumulator(log_alpha, log_beta, mask, task_loss)
     alpha, beta = jnp.exp(log_alpha.astype(dtype)), jnp.exp(log_beta.astype(dtype))
     x = jnp.clip(jax.lax.stop_gradient(mask).astype(dtype), _EDGE, 1 - _EDGE)
-    log_density = (alpha - 1) * jnp.log(x) + (beta - 1) * jnp.log1p(-x) - jax.scipy.special.betaln(alpha, beta)
+    # `betaln` has twice the operations; its mean error is smaller, its largest is not, and both drown in the draw's noise.
+    log_gamma = jax.scipy.special.gammaln
+    log_constant = log_gamma(alpha + beta) - log_gamma(alpha) - log_gamma(beta)
+    log_density = (alpha - 1) * jnp.log(x) + (beta - 1) * jnp.log1p(-x) + log_constant
     cost = task_loss.astype(dtype)
     if score == "log_sum":
         return jnp.mean(jax.nn.logsumexp(log_density, axis=1)) * jnp.mean(cost)
@@ -197,7 +207,9 @@ def smooth_policy(raw: Any, base: Any, *, decay: Strength = 0.9, base_decay: Str
       ValueError: if a shape or dtype does not fit, or a decay is out of range.
 
     Cost:
-      None to speak of.
+      Two reads of the output and one write.
+      XLA at [64, 4096]: at most 3.3 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

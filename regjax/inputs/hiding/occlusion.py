@@ -37,6 +37,8 @@ def cutout(
 
     Cost:
       One read and one write of the batch.
+      XLA at [256, 32, 32, 3]: at most 2.4 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -82,6 +84,8 @@ def apply_cutout(images: Any, *, length: Strength, centres: Any, value: Any = 0.
 
     Cost:
       One read and one write of the batch.
+      XLA at [256, 32, 32, 3]: at most 2.4 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

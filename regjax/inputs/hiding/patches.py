@@ -46,6 +46,8 @@ def random_patch_mask(key: Key, batch: int, num_patches: int, *, mask_ratio: flo
 
     Cost:
       Two sorts of L numbers for each image, none over the batch. The encoder then sees L_keep tokens in place of L.
+      XLA at 2 times [256, 196]: at most 42 times the FLOPs and 9.9 times the bytes of a copy of its results, and 1.9 times its
+      memory more.
 
     Example:
       >>> import jax, regjax as rj
@@ -86,6 +88,8 @@ def apply_patch_mask(noise: Any, *, mask_ratio: float = 0.75) -> PatchMask:
 
     Cost:
       Two sorts of L numbers for each image, none over the batch.
+      XLA at [256, 196]: at most 37 times the FLOPs and 6.5 times the bytes of a copy of its arguments, and 1.7 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -121,6 +125,8 @@ def keep_tokens(tokens: Any, ids_keep: Any) -> Array:
 
     Cost:
       One gather inside each image.
+      XLA at [64, 64, 256]: at most 0.01 times the FLOPs and 0.69 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -155,6 +161,8 @@ def restore_tokens(kept: Any, ids_restore: Any, mask_token: Any) -> Array:
 
     Cost:
       One gather inside each image; the mask tokens are never stored.
+      XLA at [64, 16, 256]: at most 4.5 times the FLOPs and 2.8 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -196,6 +204,8 @@ def patchify(images: Any, patch_size: int) -> Array:
 
     Cost:
       One read and write of the batch.
+      XLA at [256, 32, 32, 3]: at most 0 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -232,6 +242,8 @@ def unpatchify(patches: Any, patch_size: int, *, shape: tuple[int, int] | None =
 
     Cost:
       One read and write of the batch.
+      XLA at [256, 64, 48]: at most 0 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -71,6 +71,8 @@ def batch_mix(
 
     Cost:
       One fused pass, whichever is chosen: two reads and one write of the batch.
+      XLA at [256, 32, 32, 3]: at most 4.5 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -182,6 +184,8 @@ def apply_batch_mix(
 
     Cost:
       One fused pass: two reads and one write of the batch.
+      XLA at [256, 32, 32, 3]: at most 5.7 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

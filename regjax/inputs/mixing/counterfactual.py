@@ -54,6 +54,8 @@ def cam_mask_refill(
     Cost:
       One gather: two reads and one write of the batch, beside the map: a forward and a backward pass, mostly. Without
       ``within_shard`` a batch sharded over devices is gathered.
+      XLA at [256, 32, 32, 3]: at most 1.2 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.046 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -109,6 +111,8 @@ def random_mask_refill(
 
     Cost:
       One gather: two reads and one write of the batch. Without ``within_shard`` a batch sharded over devices is gathered.
+      XLA at [256, 32, 32, 3]: at most 1.5 times the FLOPs and 1.3 times the bytes of a copy of its arguments, and 0.05 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -161,6 +165,8 @@ def apply_mask_refill(images: Any, hidden: Any, *, partner: Any = None, shift: A
     Cost:
       One gather: two reads and one write of the batch; with ``shift`` pixel by pixel. Without blocks a batch sharded over
       devices is gathered.
+      XLA at [256, 32, 32, 3]: at most 1.1 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.046 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -218,7 +224,9 @@ def cam_mask(cam: Any, *, threshold: Any = 0.3, mask: str = "object") -> Array:
       ValueError: if ``cam`` is not floating ``[B, h, w]``, ``threshold`` is negative, or ``mask`` is unknown.
 
     Cost:
-      None to speak of.
+      One read of the map and one write of the mask.
+      XLA at [256, 8, 8]: at most 3.4 times the FLOPs and 1.3 times the bytes of a copy of its arguments, and 0.0086 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

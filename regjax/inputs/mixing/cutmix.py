@@ -63,6 +63,8 @@ def cutmix(
 
     Cost:
       One gather: two reads and one write of the batch. Without ``within_shard`` a batch sharded over devices is gathered.
+      XLA at [256, 32, 32, 3]: at most 1.2 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -132,6 +134,8 @@ def apply_cutmix(
 
     Cost:
       One gather: two reads and one write of the batch.
+      XLA at [256, 32, 32, 3]: at most 2.4 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -178,7 +182,9 @@ def cutmix_box(lam: Any, centre: Any, shape: tuple[int, int]) -> Box:
       ValueError: if a shape or dtype does not fit, or a number ``lam`` is out of range.
 
     Cost:
-      None.
+      A few operations for each box.
+      XLA at [256, 2]: at most 29 times the FLOPs and 2.6 times the bytes of a copy of its arguments, and 0.19 times its memory
+      more.
 
     Example:
       >>> import regjax as rj
@@ -225,6 +231,8 @@ def paste_box(images: Any, labels: Any, *, box: Box, partner: Any, lam: Any = No
 
     Cost:
       One gather: two reads and one write of the batch.
+      XLA at [256, 32, 32, 3]: at most 2.4 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -54,6 +54,8 @@ def manifold_mixup(
     Cost:
       One gather of the features at each candidate layer, as each mixes with a weight that is 1 at all but one: no other
       pass, and one compiled program for all choices.
+      XLA at 2 times [512, 512]: at most 1.2 times the FLOPs and 1.6 times the bytes of the plain gradient, and 0.16 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -128,6 +130,8 @@ def manifold_mixup_model(
 
     Cost:
       That of `manifold_mixup`; the copy of the model's structure is made while tracing.
+      XLA at 2 times [512, 512]: at most 1.2 times the FLOPs and 1.4 times the bytes of the plain gradient, and 0.084 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -200,7 +204,8 @@ def manifold_mixup_weights(
       ValueError: if ``batch``, ``layers`` or ``within_shard`` does not fit, or ``alpha`` is out of range.
 
     Cost:
-      None.
+      A permutation of the batch, and a few random numbers.
+      XLA at [256]: at most 62 times the FLOPs and 15 times the bytes of a copy of its results, and 4.3 times its memory more.
 
     Example:
       >>> import jax, regjax as rj

@@ -52,6 +52,8 @@ def mixup(
 
     Cost:
       One gather: two reads and one write of the batch. Without ``within_shard`` a batch sharded over devices is gathered.
+      XLA at [256, 32, 32, 3]: at most 3.4 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -102,6 +104,8 @@ def apply_mixup(images: Any, labels: Any, *, lam: Any, partner: Any) -> tuple[Ar
 
     Cost:
       One gather: two reads and one write of the batch.
+      XLA at [256, 32, 32, 3]: at most 3.4 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

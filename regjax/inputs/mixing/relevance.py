@@ -35,6 +35,8 @@ def attention_relevance(attention: Any, attention_grad: Any) -> Array:
 
     Cost:
       One read of both arrays; a forward and a backward pass to get them, and their memory.
+      XLA at 2 times [6, 16, 4, 65, 65]: at most 2.7 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and
+      0.14 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -88,7 +90,9 @@ def grad_cam(activations: Any, grads: Any, *, class_token: bool = True) -> Array
       ValueError: if the two are not floats of one shape ``[B, T, D]`` with a patch.
 
     Cost:
-      One read of both arrays, beside the passes that get them.
+      One read of both arrays, and with ``class_token`` a copy of the gradients without it, beside the passes that get them.
+      XLA at 2 times [64, 65, 256]: at most 1.7 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0.28
+      times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -111,4 +115,5 @@ def grad_cam(activations: Any, grads: Any, *, class_token: bool = True) -> Array
     grads = checks.floating(name, "grads", grads, shape=activations.shape)
     dtype = trees.accumulator(activations, grads)
     weights = jnp.mean(grads[:, skip:].astype(dtype), axis=1, keepdims=True)
-    return jnp.maximum(jnp.sum(weights * activations[:, skip:].astype(dtype), axis=-1), 0)
+    # The class token is left out of the sums, not of the activations, which would be copied.
+    return jnp.maximum(jnp.sum(weights * activations.astype(dtype), axis=-1)[:, skip:], 0)

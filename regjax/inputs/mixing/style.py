@@ -44,6 +44,8 @@ def batch_style(
 
     Cost:
       That of `apply_batch_style`.
+      XLA at [256, 32, 32, 3]: at most 490 times the FLOPs and 25 times the bytes of a copy of its arguments, and 2.4 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -104,6 +106,8 @@ def apply_batch_style(images: Any, *, reference_index: Any, ratio: Any, clip: tu
       for a channel. On a CPU that takes 1.5 times as long as an FFT for images of 32, and 4 times for 224; unlike an FFT it
       is split over the devices of a sharded batch, and only the amplitudes of the reference travel. Memory: some four times
       the batch.
+      XLA at [256, 32, 32, 3]: at most 490 times the FLOPs and 25 times the bytes of a copy of its arguments, and 2.4 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -31,7 +31,10 @@ def last_layer_gradient_norm(logits: Any, labels: Any, *, axis: int = -1, where:
       ValueError: if a shape or dtype does not fit.
 
     Cost:
-      One pass over the logits, which the loss has already.
+      The softmax of the logits, which the loss makes too, and its difference from the labels: six passes, and on a CPU the
+      memory of the logits twice.
+      XLA at [1024, 1000]: at most 9.9 times the FLOPs and 3.4 times the bytes of a copy of its arguments, and 1.1 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -74,7 +77,9 @@ def importance_probabilities(scores: Any, *, mix: Strength) -> Array:
       ValueError: if ``scores`` does not fit or ``mix`` is out of range.
 
     Cost:
-      One pass over N numbers, once an epoch.
+      Two passes over N numbers, once an epoch.
+      XLA at [50000]: at most 5.6 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -114,7 +119,9 @@ def path_probabilities(grad_norms: Any, *, mix: Strength, where: Any = None) -> 
       ValueError: if a shape or dtype does not fit or ``mix`` is out of range.
 
     Cost:
-      None beside a step.
+      One pass over the norms.
+      XLA at [1024, 32]: at most 1.2 times the FLOPs and 0.56 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -160,6 +167,8 @@ def importance_weights(p: Any, indices: Any) -> Array:
 
     Cost:
       One gather of B numbers.
+      XLA at [50000]: at most 0.073 times the FLOPs and 0.56 times the bytes of a copy of its arguments, and 0 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -204,7 +213,9 @@ def sample_indices(key: Key, p: Any, num: int) -> Array:
       ValueError: if the key is none, ``p`` does not fit, or ``num`` is below 1.
 
     Cost:
-      A running sum of N numbers and a binary search for each draw.
+      A running sum of N numbers and a binary search for each draw. XLA counts the body of the loop once.
+      XLA at [50000]: at most 28 times the FLOPs and 6 times the bytes of a copy of its arguments, and 1.2 times its memory
+      more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

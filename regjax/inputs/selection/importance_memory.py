@@ -50,8 +50,10 @@ def importance_update(scores: Any, indices: Any, values: Any, *, seen: Any = Non
       ValueError: if a shape or dtype does not fit, or NumPy ``indices`` lie outside [0, N).
 
     Cost:
-      B^2 comparisons of integers, fused into sums, and a scatter of B numbers. The indices and values of a sharded batch are
+      B^2 comparisons of integers and as much memory, and a scatter of B numbers. The indices and values of a sharded batch are
       gathered.
+      XLA at [50000]: at most 29 times the FLOPs and 6.7 times the bytes of a copy of its arguments, and 1.5 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -96,7 +98,9 @@ def importance_sampling(num_examples: int) -> Stateful:
         or NumPy ``indices`` lie outside [0, N).
 
     Cost:
-      8 N bytes, and what `importance_update` costs; no pass of the model.
+      8 N bytes, and what `last_layer_gradient_norm` and `importance_update` cost; no pass of the model.
+      XLA at [256, 1000]: at most 12 times the FLOPs and 3.9 times the bytes of a copy of its arguments, and 1.1 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -58,7 +58,9 @@ def selmix_gain(
       ValueError: if a shape or dtype does not fit, ``multipliers`` miss or are not asked for, or an option is wrong.
 
     Cost:
-      O(K^3) time, O(K^2) memory: rows of pairs are taken one after the other.
+      O(K^3) time, O(K^2) memory: rows of pairs are taken one after the other. XLA counts the body of the loop once.
+      XLA at [100, 512]: at most 310 times the FLOPs and 3.1 times the bytes of a copy of its arguments, and 0.4 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -136,7 +138,9 @@ def selmix_distribution(gain: Any, *, temperature: Strength = 0.1, floor: float 
       ValueError: if ``gain`` is not a float matrix, or ``temperature`` or ``floor`` is out of range.
 
     Cost:
-      None.
+      A few passes over K^2 numbers.
+      XLA at [100, 100]: at most 16 times the FLOPs and 5.6 times the bytes of a copy of its arguments, and 0.56 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -176,7 +180,9 @@ def selmix_recall_multipliers(recall: Any, previous: Any, *, beta: Strength = 0.
       ValueError: if a shape or dtype does not fit, or ``beta`` or ``rate`` is out of range.
 
     Cost:
-      None.
+      A few operations for each class.
+      XLA at 2 times [1000]: at most 4.5 times the FLOPs and 2.6 times the bytes of a copy of its arguments, and 0.0091 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -219,7 +225,9 @@ def selmix_coverage_multipliers(
       ValueError: if ``coverage`` is not a float vector, or a number is out of range.
 
     Cost:
-      None.
+      A few operations for each class.
+      XLA at [1000]: at most 5.5 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

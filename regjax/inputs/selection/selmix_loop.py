@@ -83,7 +83,9 @@ def selmix_refresh(
       ValueError: if an option is misspelt or a number out of range; from ``apply``, if a shape or dtype does not fit.
 
     Cost:
-      O(K^3) a refresh, beside a forward pass over the held-out set.
+      O(K^3) a refresh, beside a forward pass over the held-out set. XLA counts the body of the loop once.
+      XLA at [100, 512]: at most 310 times the FLOPs and 3.6 times the bytes of a copy of its arguments, and 0.4 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -165,7 +167,9 @@ def class_balanced_confusion(predictions: Any, labels: Any, *, num_classes: int,
       ValueError: if a shape or dtype does not fit.
 
     Cost:
-      One matrix product ``[K, N] [N, K]``.
+      One matrix product ``[K, N] [N, K]`` of zeros and ones, and the memory of the two.
+      XLA at 2 times [10000]: at most 12,000 times the FLOPs and 120 times the bytes of a copy of its arguments, and 55 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -209,6 +213,8 @@ def class_prototypes(features: Any, labels: Any, *, num_classes: int, where: Any
 
     Cost:
       One matrix product ``[K, N] [N, D]``.
+      XLA at [4096, 512]: at most 230 times the FLOPs and 0.92 times the bytes of a copy of its arguments, and 0.11 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from regjax.core import checks, sharding, trees
 from regjax.core.types import Array, Key, Strength
+from regjax.inputs.selection.importance import sample_indices
 
 
 class ClassIndex(NamedTuple):
@@ -42,6 +43,8 @@ def class_index(labels: Any, *, num_classes: int, where: Any = None) -> ClassInd
 
     Cost:
       One sort of the labels, which are gathered to every device; not for the inside of a step.
+      XLA at [50000]: at most 26 times the FLOPs and 6.1 times the bytes of a copy of its arguments, and 1.2 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -87,6 +90,8 @@ def sample_class_examples(key: Key, index: ClassIndex, classes: Any) -> tuple[Ar
 
     Cost:
       Two small gathers.
+      XLA at [50000]: at most 0.75 times the FLOPs and 0.65 times the bytes of a copy of its arguments, and 0.021 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -131,7 +136,9 @@ def sample_class_pairs(key: Key, pairs: Any, num: int) -> tuple[Array, Array]:
       ValueError: if ``pairs`` is no square float matrix or ``num`` no positive integer.
 
     Cost:
-      2 num K random numbers.
+      num K random numbers, and as many logarithms.
+      XLA at [100, 100]: at most 190 times the FLOPs and 23 times the bytes of a copy of its arguments, and 5.7 times its memory
+      more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -151,9 +158,9 @@ def sample_class_pairs(key: Key, pairs: Any, num: int) -> tuple[Array, Array]:
     checks.integer(name, "num", num, low=1)
     pairs = sharding.replicate(pairs.astype(trees.accumulator(pairs)))
     first_key, second_key = jax.random.split(key)
-    first = jax.random.categorical(first_key, jnp.log(jnp.sum(pairs, axis=1)), shape=(num,))
+    first = sample_indices(first_key, jnp.sum(pairs, axis=1), num)
     second = jax.random.categorical(second_key, jnp.log(sharding.take_rows(pairs, first)))
-    return first.astype(jnp.int32), second.astype(jnp.int32)
+    return first, second.astype(jnp.int32)
 
 
 def selmix_mix(key: Key, h1: Any, h2: Any, *, min_weight: Strength = 0.6) -> Array:
@@ -176,6 +183,8 @@ def selmix_mix(key: Key, h1: Any, h2: Any, *, min_weight: Strength = 0.6) -> Arr
 
     Cost:
       Two reads and one write of the features.
+      XLA at 2 times [1024, 512]: at most 1.8 times the FLOPs and 0.84 times the bytes of a copy of its arguments, and 0.01
+      times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -217,6 +226,8 @@ def apply_selmix(h1: Any, h2: Any, *, lam: Any) -> Array:
 
     Cost:
       Two reads and one write of the features.
+      XLA at 2 times [1024, 512]: at most 1.7 times the FLOPs and 0.83 times the bytes of a copy of its arguments, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -53,6 +53,8 @@ def adapt(
 
     Cost:
       That of making the adapters, once.
+      XLA at 4 times [512, 512]: at most 0.24 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import functools, jax, jax.numpy as jnp, optax, regjax as rj
@@ -126,6 +128,8 @@ def merge(model: nnx.Module) -> nnx.Module:
 
     Cost:
       One product of ``in * rank * out`` multiplications for each layer, outside of training.
+      XLA at 4 times [512, 512]: at most 19 times the FLOPs and 2.2 times the bytes of a copy of its arguments, and 0.27 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

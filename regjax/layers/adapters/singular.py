@@ -58,6 +58,8 @@ def sorsa_apply(
 
     Cost:
       ``rank (in + out)`` multiplications for each row beside the layer's ``in * out``.
+      XLA at [1024, 512]: at most 0.77 times the FLOPs and 2 times the bytes of a dense layer with its gradient, and 0.23 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -107,6 +109,8 @@ class SORSALinear(AdaptedLayer):
 
     Cost:
       That of `sorsa_apply`, and one singular value decomposition at construction.
+      XLA at [1024, 512]: at most 0.77 times the FLOPs and 2 times the bytes of a dense layer with its gradient, and 0.23 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -176,6 +180,8 @@ class SVDLinear(AdaptedLayer):
     Cost:
       The products with U and V beside the layer's: three times its operations where it is square; memory for U and V. One
       singular value decomposition at construction.
+      XLA at [1024, 512]: at most 2.6 times the FLOPs and 2.8 times the bytes of a dense layer with its gradient, and 0.77 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

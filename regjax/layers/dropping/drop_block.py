@@ -38,6 +38,8 @@ def apply_drop_block(x: Any, seeds: Any, *, block_size: int = 7, scale_by_keep: 
     Cost:
       One read and one write of ``x``; two maxima over windows of ``block_size`` on the seeds. Over devices, a sum of one
       number.
+      XLA at [64, 16, 16, 64]: at most 2.5 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.018 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -102,6 +104,8 @@ def drop_block(
     Cost:
       One read and one write of ``x``, one uniform per position (and channel, where they are not shared), and two maxima over
       windows of ``block_size``. Over devices, a sum of one number.
+      XLA at [64, 16, 16, 64]: at most 3.5 times the FLOPs and 1.3 times the bytes of a copy of its arguments, and 0.026 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -164,6 +168,8 @@ class DropBlock(RateLayer):
 
     Cost:
       That of `drop_block`; no parameters.
+      XLA at [64, 16, 16, 64]: at most 3.5 times the FLOPs and 1.3 times the bytes of a copy of its arguments, and 0.026 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -35,6 +35,8 @@ def apply_drop_connect(x: Any, kernel: Any, keep: Any, bias: Any = None, *, rate
 
     Cost:
       The layer's FLOPs, and a copy of the masked kernel, per example where the masks are.
+      XLA at [1024, 512]: at most 1.2 times the FLOPs and 1.4 times the bytes of a dense layer with its gradient, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -91,6 +93,8 @@ def drop_connect(
     Cost:
       The layer's FLOPs and one uniform per weight. With ``per_example`` ``B`` times the uniforms and the memory of the
       kernel, and a product of ``B`` small matrices in place of a large one.
+      XLA at [1024, 512]: at most 1.2 times the FLOPs and 2.2 times the bytes of a dense layer with its gradient, and 0.12 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -143,7 +147,8 @@ def drop_connect_moments(x: Any, kernel: Any, bias: Any = None, *, rate: Strengt
       ValueError: if a shape or dtype does not fit, or ``rate`` is outside [0, 1] or not finite.
 
     Cost:
-      The FLOPs of two linear layers.
+      The FLOPs of two linear layers, and the squares of inputs and kernel.
+      XLA at [1024, 512]: at most 2.3 times the FLOPs and 3 times the bytes of a dense layer, and 0.66 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -196,6 +201,8 @@ def drop_connect_samples(
 
     Cost:
       The FLOPs of two linear layers, and ``num_samples`` normal numbers and as much memory per output.
+      XLA at [100, 256, 100]: at most 120 times the FLOPs and 8.4 times the bytes of a copy of its results, and 1.7 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -246,6 +253,8 @@ class DropConnect(RateLayer):
 
     Cost:
       That of `drop_connect`; the parameters of a linear layer.
+      XLA at [1024, 512]: at most 1.2 times the FLOPs and 2.2 times the bytes of a dense layer with its gradient, and 0.12 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -35,6 +35,8 @@ def apply_drop_path(x: Any, keep: Any, *, rate: Strength, scale_by_keep: bool = 
 
     Cost:
       One read and one write of ``x``.
+      XLA at [1024, 512]: at most 2.2 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -87,6 +89,8 @@ def drop_path(
 
     Cost:
       One read and one write of ``x``, one uniform per example. A dropped branch is computed all the same: fixed shapes.
+      XLA at [1024, 512]: at most 2.4 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -182,6 +186,8 @@ class DropPath(RateLayer):
 
     Cost:
       That of `drop_path`; no parameters.
+      XLA at [1024, 512]: at most 2.4 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

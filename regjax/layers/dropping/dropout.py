@@ -28,6 +28,8 @@ def apply_dropout(x: Any, keep_mask: Any, *, rate: Strength) -> Array:
 
     Cost:
       One read and one write of ``x``; the backward pass keeps the mask.
+      XLA at 2 times [1024, 512]: at most 1.1 times the FLOPs and 0.99 times the bytes of a copy of its arguments, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -67,6 +69,8 @@ def dropout(key: Key | None, x: Any, *, rate: Strength, deterministic: bool = Fa
     Cost:
       One float32 uniform per entry, which outweighs the rest; the backward pass keeps the boolean mask. A rate that is
       the number 0 draws nothing.
+      XLA at [1024, 512]: at most 61 times the FLOPs and 8.9 times the bytes of a copy of its arguments, and 1.7 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -114,6 +118,8 @@ class Dropout(RateLayer):
 
     Cost:
       That of `dropout`; no parameters.
+      XLA at [1024, 512]: at most 61 times the FLOPs and 8.9 times the bytes of a copy of its arguments, and 1.7 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

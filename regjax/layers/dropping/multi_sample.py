@@ -42,6 +42,8 @@ def apply_multi_sample_dropout(
 
     Cost:
       That of `multi_sample_dropout`.
+      XLA at [512, 1000]: at most 8.9 times the FLOPs and 9.8 times the bytes of one head with its gradient, and 3 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -105,6 +107,8 @@ def multi_sample_dropout(
 
     Cost:
       The head's FLOPs and memory times ``num_samples``; what lies below the features runs once.
+      XLA at [512, 1000]: at most 8.9 times the FLOPs and 16 times the bytes of one head with its gradient, and 3.1 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -154,6 +158,8 @@ def multi_sample_loss(loss_fn: Callable[..., Any]) -> Callable[..., Array]:
 
     Cost:
       That of ``loss_fn`` times the number of samples.
+      XLA at [256, 1000]: at most 8.2 times the FLOPs and 8.8 times the bytes of the loss of one sample, and 0.013 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -202,6 +208,8 @@ class MultiSampleDropout(RateLayer):
 
     Cost:
       That of `multi_sample_dropout`; no parameters but the head's.
+      XLA at [512, 1000]: at most 8.9 times the FLOPs and 16 times the bytes of one head with its gradient, and 3.1 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

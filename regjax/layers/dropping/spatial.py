@@ -31,6 +31,8 @@ def apply_spatial_dropout(x: Any, keep: Any, *, rate: Strength) -> Array:
 
     Cost:
       One read and one write of ``x``.
+      XLA at [64, 16, 16, 64]: at most 2.2 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -68,6 +70,8 @@ def spatial_dropout(key: Key | None, x: Any, *, rate: Strength, deterministic: b
 
     Cost:
       One read and one write of ``x``, one uniform per example and channel.
+      XLA at [64, 16, 16, 64]: at most 2.5 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.0066 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -113,6 +117,8 @@ class SpatialDropout(RateLayer):
 
     Cost:
       That of `spatial_dropout`; no parameters.
+      XLA at [64, 16, 16, 64]: at most 2.5 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.0066 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

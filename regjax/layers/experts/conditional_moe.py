@@ -49,6 +49,8 @@ def apply_conditional_moe_routing(
 
     Cost:
       One product with a vector per token, and one pass over the two outputs.
+      XLA at 3 times [16, 128, 256]: at most 1.9 times the FLOPs and 0.74 times the bytes of a copy of its arguments, and 0
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -113,6 +115,8 @@ def conditional_moe_routing(
 
     Cost:
       The dense branch, which the caller computes, one product with a vector per token, and one pass over the two outputs.
+      XLA at 3 times [16, 128, 256]: at most 2 times the FLOPs and 0.75 times the bytes of a copy of its arguments, and 0.01
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -160,6 +164,8 @@ def cmr_budget_loss(gates: Any, padding: Any = None, *, budget: Any = 0.8) -> Ar
 
     Cost:
       One pass over the gates.
+      XLA at [16, 128]: at most 1.2 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0 times its memory
+      more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -65,6 +65,8 @@ def apply_mixture_of_experts(
     Cost:
       The FLOPs of ``capacity_factor`` dense layers, and ``4 S C E D`` for each group to distribute and combine. Where the
       experts are sharded, two exchanges between devices.
+      XLA at [16, 128, 256]: at most 2.7 times the FLOPs and 4.7 times the bytes of a dense layer with its gradient, and 1.8
+      times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -141,6 +143,8 @@ def mixture_of_experts(
       The FLOPs of ``capacity_factor`` dense layers, one more with a shared layer, and ``4 S C E D`` for each group to
       distribute and combine. Groups may be sharded over devices, and experts, by the first axis of their parameters: then
       two exchanges between devices. The masks cost one uniform for each slot or token.
+      XLA at [16, 128, 256]: at most 2.7 times the FLOPs and 4.8 times the bytes of a dense layer with its gradient, and 1.6
+      times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -200,6 +204,8 @@ class MixtureOfExperts(NoiseLayer):
 
     Cost:
       That of `mixture_of_experts`; ``E (2 D H + H + D) + D E`` parameters, and a dense layer's with ``shared``.
+      XLA at [16, 128, 256]: at most 2.7 times the FLOPs and 4.8 times the bytes of a dense layer with its gradient, and 1.6
+      times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

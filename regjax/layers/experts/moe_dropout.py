@@ -35,6 +35,8 @@ def apply_output_masking(x: Any, keep: Any, *, rate: Strength, rescale: str = "t
 
     Cost:
       One read and one write of ``x``.
+      XLA at [16, 128, 256]: at most 1.1 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -87,6 +89,8 @@ def expert_output_masking(
 
     Cost:
       One uniform per vector; one read and one write of the outputs.
+      XLA at [8, 512, 256]: at most 1.4 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.0066 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -130,6 +134,8 @@ def final_output_masking(
 
     Cost:
       One uniform per token; one read and one write of ``y``.
+      XLA at [16, 128, 256]: at most 1.4 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.0067 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -168,6 +174,8 @@ def apply_gating_dropout(router_logits: Any, local_experts: Any, dropped: Any, *
 
     Cost:
       One read and one write of the logits.
+      XLA at 2 times [16, 128, 8]: at most 1.7 times the FLOPs and 0.99 times the bytes of a copy of its arguments, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -222,6 +230,8 @@ def gating_dropout(
     Cost:
       One uniform; one read and one write of the logits. Fixed shapes: the exchange between devices takes place all the same,
       with empty slots. The saving that the paper is after needs a step of its own that leaves the exchange out.
+      XLA at 2 times [16, 128, 8]: at most 1.7 times the FLOPs and 1 times the bytes of a copy of its arguments, and 0.0065
+      times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -38,7 +38,9 @@ def load_balancing_loss(router_logits: Any, *, padding: Any = None) -> Array:
       ValueError: if a shape or dtype does not fit.
 
     Cost:
-      One pass over the logits.
+      The softmax of the logits and a few passes over them more.
+      XLA at [16, 128, 8]: at most 39 times the FLOPs and 13 times the bytes of a copy of its arguments, and 0.85 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -83,6 +85,8 @@ def top2_gating(router_logits: Any, *, capacity: int, padding: Any = None) -> To
     Cost:
       ``S E C`` weights for each group: keep groups small, some hundred tokens. Groups may be sharded over devices, then
       nothing is exchanged; tokens sharded inside a group are gathered to number them.
+      XLA at 2 times [16, 128, 8, 32]: at most 8.9 times the FLOPs and 1.2 times the bytes of a copy of its results, and 0.051
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

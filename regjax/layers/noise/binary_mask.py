@@ -29,6 +29,8 @@ def binary_mask_ste(scores: Any, *, threshold: Any = 5e-3) -> Array:
 
     Cost:
       Two passes over the scores; training them costs what training the weights would.
+      XLA at [512, 512]: at most 4.4 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0 times its memory
+      more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -33,6 +33,8 @@ def apply_gaussian_noise(x: Any, noise: Any, *, std: Strength, kind: str = "addi
 
     Cost:
       One read of ``x`` and ``noise`` and one write.
+      XLA at 2 times [1024, 512]: at most 1.1 times the FLOPs and 0.83 times the bytes of a copy of its arguments, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -77,6 +79,8 @@ def gaussian_noise(key: Key | None, x: Any, *, std: Strength, kind: str = "addit
 
     Cost:
       One normal number per entry, which outweighs the rest. The backward pass of multiplicative noise keeps them.
+      XLA at [1024, 512]: at most 110 times the FLOPs and 8.9 times the bytes of a copy of its arguments, and 1.7 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -126,6 +130,8 @@ class GaussianNoise(NoiseLayer):
 
     Cost:
       That of `gaussian_noise`; no parameters.
+      XLA at [1024, 512]: at most 110 times the FLOPs and 8.9 times the bytes of a copy of its arguments, and 1.7 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

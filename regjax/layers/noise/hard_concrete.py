@@ -35,6 +35,8 @@ def apply_hard_concrete(log_alpha: Any, uniform: Any) -> Array:
 
     Cost:
       Two logarithms and a sigmoid for each gate.
+      XLA at [1024, 512]: at most 13 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -77,6 +79,8 @@ def hard_concrete(key: Key | None, log_alpha: Any, *, shape: tuple[int, ...] | N
 
     Cost:
       One uniform, two logarithms and a sigmoid for each gate.
+      XLA at [1024, 512]: at most 70 times the FLOPs and 8.3 times the bytes of a copy of its results, and 1.7 times its memory
+      more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -121,6 +125,8 @@ class HardConcrete(NoiseLayer):
 
     Cost:
       One uniform, two logarithms and a sigmoid for each gate drawn. A unit whose test gate is 0 can be removed.
+      XLA at [1024, 512]: at most 71 times the FLOPs and 8.9 times the bytes of a copy of its arguments, and 1.7 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

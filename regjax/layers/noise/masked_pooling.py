@@ -37,7 +37,8 @@ def masked_max_pool(
       ValueError: if shapes or dtypes do not fit, or an option is wrong.
 
     Cost:
-      That of max pooling.
+      That of max pooling, and a copy of ``x`` with zeros for the hidden pixels.
+      XLA at [64, 16, 16, 64]: at most 3 times the FLOPs and 3.4 times the bytes of max pooling, and 0.89 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -79,7 +80,9 @@ def masked_avg_pool(
       ValueError: if shapes or dtypes do not fit, or an option is wrong.
 
     Cost:
-      That of average pooling.
+      That of average pooling, and a copy of ``x`` with zeros for the hidden pixels.
+      XLA at [64, 16, 16, 64]: at most 2.6 times the FLOPs and 3.4 times the bytes of average pooling, and 0.89 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -117,7 +120,8 @@ def masked_global_avg_pool(x: Any, mask: Any) -> Array:
       ValueError: if shapes or dtypes do not fit.
 
     Cost:
-      That of global average pooling.
+      That of global average pooling, and on a CPU a copy of ``x`` with zeros for the hidden pixels.
+      XLA at [64, 16, 16, 64]: at most 2.3 times the FLOPs and 3.4 times the bytes of the mean, and 1.2 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -40,6 +40,8 @@ def neighbour_padding(x: Any, mask: Any, *, iterations: int, eps: float = 1e-5) 
 
     Cost:
       Two sums over 3x3 neighbourhoods for each iteration; nothing in the backward pass.
+      XLA at [64, 16, 16, 64]: at most 12 times the FLOPs and 7.1 times the bytes of a copy of its arguments, and 0.73 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -97,6 +99,8 @@ def masked_conv(
 
     Cost:
       One convolution, and the padding: 1.1 to 1.5 forward passes over a network.
+      XLA at [64, 16, 16, 64]: at most 1.2 times the FLOPs and 4.7 times the bytes of a convolution, and 0.73 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -155,6 +159,7 @@ def masked_elementwise(fn: Callable[[Array], Array], x: Any, mask: Any) -> Array
 
     Cost:
       That of ``fn``.
+      XLA at [64, 16, 16, 64]: at most 1.4 times the FLOPs and 1.2 times the bytes of GELU, and 0 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -194,6 +199,8 @@ def masked_residual(x1: Any, mask1: Any, x2: Any, mask2: Any) -> tuple[Array, Ar
 
     Cost:
       That of the sum.
+      XLA at 2 times [64, 16, 16, 64]: at most 2.3 times the FLOPs and 1.2 times the bytes of the sum, and 0 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

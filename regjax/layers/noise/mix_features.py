@@ -30,6 +30,8 @@ def mix_features(h: Any, *, lam: Strength, partner: Any) -> Array:
 
     Cost:
       One gather: two reads and one write of the features.
+      XLA at [1024, 512]: at most 3.3 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

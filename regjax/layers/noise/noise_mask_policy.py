@@ -41,6 +41,8 @@ class NoiseMaskPolicy(nnx.Module):
     Cost:
       Small beside a classifier, but for the heads' last layers: ``2 * hidden * grid^2`` parameters, 4.2 million with the
       defaults.
+      XLA at 2 times [512, 4096]: at most 620 times the FLOPs and 4.2 times the bytes of a copy of its arguments, and 0.32 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

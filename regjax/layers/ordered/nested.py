@@ -45,7 +45,9 @@ def nested_dropout_probs(
         missing against what it needs.
 
     Cost:
-      None.
+      A few passes over N numbers.
+      XLA at [512]: at most 14 times the FLOPs and 3.4 times the bytes of a copy of its results, and 0.036 times its memory
+      more.
 
     Example:
       >>> import regjax as rj
@@ -92,6 +94,8 @@ def truncate_features(x: Any, k: Any) -> Array:
 
     Cost:
       One read and one write of ``x``.
+      XLA at [1024, 512]: at most 1.2 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -128,6 +132,8 @@ def sample_truncations(key: Key, *probs: Any, alternate: bool = False) -> Array:
 
     Cost:
       One draw from N classes per layer.
+      XLA at 2 times [512]: at most 69 times the FLOPs and 8.5 times the bytes of a copy of its arguments, and 1.9 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -179,6 +185,8 @@ def nested_dropout(key: Key | None, x: Any, *, probs: Any, deterministic: bool =
 
     Cost:
       One read and one write of ``x``, and one draw from N classes.
+      XLA at [1024, 512]: at most 1.2 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -223,6 +231,8 @@ class NestedDropout(NoiseLayer):
 
     Cost:
       That of `nested_dropout`; no parameters.
+      XLA at [1024, 512]: at most 1.2 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

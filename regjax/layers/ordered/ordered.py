@@ -35,8 +35,10 @@ def svd_factorize(kernel: Any) -> tuple[Array, Array]:
       ValueError: if the kernel is not floating or has fewer than two dimensions.
 
     Cost:
-      One singular value decomposition, for initialisation only: its gradient is not defined at equal singular values. A
-      sharded kernel is gathered.
+      One singular value decomposition, for initialisation only: its gradient is not defined at equal singular values. A sharded
+      kernel is gathered. XLA does not count the decomposition.
+      XLA at [512, 512]: at most 18 times the FLOPs and 4.5 times the bytes of a copy of its arguments, and 1.2 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -94,6 +96,8 @@ def ordered_dense(
     Cost:
       (inputs + outputs) R multiplications for each row instead of inputs times outputs, at every r alike: one compiled
       function serves all ranks. What is unused has gradient 0. `fold_ordered` makes it smaller.
+      XLA at [1024, 512]: at most 0.28 times the FLOPs and 1.1 times the bytes of a dense layer with its gradient, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -157,6 +161,8 @@ def ordered_conv(
 
     Cost:
       (inputs + outputs) R multiplications for each position, with inputs = kh kw channels, at every r alike.
+      XLA at [64, 16, 16, 64]: at most 0.31 times the FLOPs and 1.3 times the bytes of a convolution with its gradient, and 0.11
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -39,7 +39,9 @@ def order_layers(model: nnx.Module, *, where: Callable[[str, nnx.Module], bool] 
       ValueError: if ``model`` is no NNX module, or ``where`` is no function or chooses nothing.
 
     Cost:
-      A singular value decomposition for each layer, once.
+      A singular value decomposition for each layer, once; XLA does not count it.
+      XLA at 4 times [512, 512]: at most 18 times the FLOPs and 4.5 times the bytes of a copy of its arguments, and 0.69 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -128,6 +130,7 @@ def truncate_ordered(model: nnx.Module, rank: Any, *, layer: Any = None) -> nnx.
 
     Cost:
       None: one compiled step serves every layer and rank.
+      XLA at [1024, 512]: at most 1.2 times the FLOPs and 1.2 times the bytes of the whole model, and 0 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -177,6 +180,8 @@ def shrink_ordered(model: nnx.Module, *, threshold: Strength = 1e-5, hierarchica
 
     Cost:
       One pass over the factors; no shape changes, so that compiled steps go on. `fold_ordered` drops the ranks for good.
+      XLA at 8 times [512, 512]: at most 2.3 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -216,6 +221,8 @@ def fold_ordered(model: nnx.Module) -> nnx.Module:
 
     Cost:
       One matrix product for each layer at most, outside of training.
+      XLA at 8 times [512, 512]: at most 0 times the FLOPs and 0.69 times the bytes of a copy of its arguments, and 0.018 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

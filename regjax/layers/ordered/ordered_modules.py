@@ -121,6 +121,8 @@ class OrderedDense(OrderedLayer):
     Cost:
       That of `ordered_dense`, and (inputs + outputs) min(inputs, outputs) parameters: more than the kernel has, until
       `fold_ordered`. One singular value decomposition at construction.
+      XLA at [1024, 512]: at most 2.2 times the FLOPs and 2.1 times the bytes of a dense layer with its gradient, and 0.11 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -192,6 +194,8 @@ class OrderedConv(OrderedLayer):
 
     Cost:
       That of `ordered_conv`; one singular value decomposition at construction.
+      XLA at [64, 16, 16, 64]: at most 1.3 times the FLOPs and 1.9 times the bytes of a convolution with its gradient, and 0.44
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -34,7 +34,8 @@ def rank_pair(index: Any, ranks: Any) -> RankSample:
       ValueError: if ``index`` is no integer scalar or negative, or ``ranks`` is no vector of integers.
 
     Cost:
-      None.
+      A running sum over the layers and a few operations.
+      XLA at [64]: at most 32 times the FLOPs and 7.9 times the bytes of a copy of its arguments, and 1.2 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -71,7 +72,8 @@ def sample_rank(key: Key, ranks: Any) -> RankSample:
       ValueError: if ``key`` is no key, or ``ranks`` is no vector of integers.
 
     Cost:
-      None.
+      A random number, a running sum over the layers and a few operations.
+      XLA at [64]: at most 38 times the FLOPs and 13 times the bytes of a copy of its arguments, and 4.3 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -108,7 +110,8 @@ def sample_ranks(key: Key, ranks: Any) -> Array:
       ValueError: if ``key`` is no key, or ``ranks`` is no vector of integers.
 
     Cost:
-      None.
+      A random number for each layer.
+      XLA at [64]: at most 130 times the FLOPs and 20 times the bytes of a copy of its arguments, and 5.6 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -37,6 +37,8 @@ class LadderProjector(nnx.Module):
     Cost:
       For each token ``2 sum_l hidden_l (D_l + out_features)`` FLOPs; with the default sizes, twelve blocks and teachers of
       768 dimensions as much as 2.5 blocks of a ViT-B for each teacher.
+      XLA at 4 times [16, 128, 256]: at most 2.9 times the FLOPs and 5.6 times the bytes of one dense layer for each block with
+      its gradient, and 1.3 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

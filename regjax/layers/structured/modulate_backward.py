@@ -42,6 +42,8 @@ def modulate_backward(
 
     Cost:
       Two means over the activations in the backward pass; no FLOPs forward. It has no forward-mode derivative.
+      XLA at [1024, 512]: at most 1.2 times the FLOPs and 1.5 times the bytes of a dense layer with its gradient, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -38,7 +38,10 @@ def sparse_apply(x: Any, w: Any, scores: Any, *, density: Strength, op: Callable
       ValueError: if shapes or dtypes do not fit, ``density`` is outside [0, 1] or not finite, or ``op`` is no function.
 
     Cost:
-      That of the dense map: the masked weights are zeros. 32 + log2(n) counting passes over the n scores.
+      That of the dense map: the masked weights are zeros. 32 + log2(n) counting passes over the n scores. XLA counts the body
+      of the loop once.
+      XLA at [1024, 512]: at most 1.2 times the FLOPs and 2.4 times the bytes of a dense layer with its gradient, and 0.028
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -144,6 +147,8 @@ class SparseLinear(SparseLayer):
 
     Cost:
       That of `sparse_apply`; the scores are as many parameters as the kernel.
+      XLA at [1024, 512]: at most 1.2 times the FLOPs and 2.4 times the bytes of a dense layer with its gradient, and 0.028
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj
@@ -212,6 +217,8 @@ class SparseConv(SparseLayer):
 
     Cost:
       That of a dense convolution, and of the mask as in `sparse_apply`.
+      XLA at [64, 16, 16, 64]: at most 1.2 times the FLOPs and 1.2 times the bytes of a convolution with its gradient, and 0
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -139,7 +139,9 @@ def sparse_activation(x: Any, name: str, params: Any = None) -> Array:
       ValueError: if ``x`` or ``params`` is not floating, the name is unknown, or the number of parameters is another.
 
     Cost:
-      One pass over ``x``.
+      One pass over ``x``; the gradients to the scales are sums over all entries, whose terms a CPU writes out.
+      XLA at [1024, 512]: at most 29 times the FLOPs and 13 times the bytes of a copy of its arguments, and 1.7 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -184,7 +186,9 @@ class SparseActivation(nnx.Module):
       ValueError: if the name is unknown, ``init`` is not of its number of parameters, or ``trainable`` is no boolean.
 
     Cost:
-      One pass over the input; at most four parameters.
+      That of `sparse_activation`; at most four parameters.
+      XLA at [1024, 512]: at most 29 times the FLOPs and 13 times the bytes of a copy of its arguments, and 1.7 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -31,6 +31,8 @@ def combine(templates: Any, coeffs: Any) -> Array:
 
     Cost:
       One pass over the templates, as many FLOPs as 2 T for each weight.
+      XLA at [4, 512, 512]: at most 2 times the FLOPs and 0.69 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -73,6 +75,8 @@ def grow_templates(
 
     Cost:
       That of four times `combine`.
+      XLA at [512, 512]: at most 3.3 times the FLOPs and 3.9 times the bytes of a copy of its results, and 0.83 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -110,7 +114,9 @@ def orthogonal_coefficients(previous: Any, *, scale: float = 1.0) -> Array:
       ValueError: if ``previous`` is no float ``[n, T]`` or ``scale`` is not finite.
 
     Cost:
-      The decomposition of a T x T matrix, once.
+      The decomposition of a T x T matrix, once; XLA does not count it.
+      XLA at [8, 16]: at most 2.2 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 2 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -154,6 +160,8 @@ class TemplateLinear(nnx.Module):
 
     Cost:
       That of the dense layer in use, and 2 T FLOPs for each of its weights to combine the templates.
+      XLA at [1024, 512]: at most 1.2 times the FLOPs and 2.2 times the bytes of a dense layer with its gradient, and 0.22 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

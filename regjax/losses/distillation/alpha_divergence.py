@@ -51,6 +51,7 @@ def alpha_divergence(
 
     Cost:
       A softmax of each; the teacher's forward pass is the caller's.
+      XLA at [1024, 1000]: at most 6.9 times the FLOPs and 2.4 times the bytes of cross-entropy, and 0.55 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -109,6 +110,7 @@ def adaptive_alpha_divergence(
     Cost:
       A softmax of each, and two more powers for each logit. In a supernet each step trains the largest network by
       cross-entropy and three smaller ones by this loss alone, gradients added; the authors clip the elements of the sum at 1.
+      XLA at [1024, 1000]: at most 11 times the FLOPs and 3.7 times the bytes of cross-entropy, and 1.7 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

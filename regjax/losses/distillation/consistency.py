@@ -41,7 +41,10 @@ def jensen_shannon_consistency(
       ValueError: if a shape or dtype does not fit, or ``weight`` is negative or not finite.
 
     Cost:
-      One pass over the logits; two more forward and backward passes of the network for the augmented images.
+      A log-softmax of each of the three, kept for the gradient, and a pass over all of them each way; two more forward and
+      backward passes of the network for the augmented images.
+      XLA at 3 times [1024, 1000]: at most 12 times the FLOPs and 3.5 times the bytes of cross-entropy of each, and 1.9 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -44,6 +44,7 @@ def distillation(
 
     Cost:
       A softmax of each; the teacher's forward pass is the caller's.
+      XLA at [1024, 1000]: at most 8.3 times the FLOPs and 2.5 times the bytes of cross-entropy, and 0.55 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -55,6 +55,7 @@ def ssre(
 
     Cost:
       One forward pass of the old network; a product of B x D by D x P.
+      XLA at [1024, 1000]: at most 290 times the FLOPs and 2.9 times the bytes of cross-entropy, and 0.7 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -31,6 +31,8 @@ def hidden_distillation(student_hidden: Any, teacher_hidden: Any, *, axis: int =
     Cost:
       A forward pass of the teacher; and one of the student, forward and backward, on the whole image beside that on the
       masked one.
+      XLA at 2 times [1024, 512]: at most 2.2 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.28 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -34,6 +34,8 @@ def multi_exit_loss(exit_losses: Any, exit_depths: Any, *, total_depth: int | No
 
     Cost:
       E multiplications; the heads of the exits are the caller's, and each adds its own forward and backward pass.
+      XLA at [5, 8192]: at most 2 times the FLOPs and 1.3 times the bytes of a copy of its arguments, and 0 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

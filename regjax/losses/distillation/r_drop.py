@@ -31,6 +31,8 @@ def symmetric_kl(logits1: Any, logits2: Any, *, axis: int = -1, where: Any = Non
 
     Cost:
       A softmax of each.
+      XLA at 2 times [1024, 1000]: at most 7.6 times the FLOPs and 2 times the bytes of cross-entropy of each, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -71,6 +73,8 @@ def r_drop(logits1: Any, logits2: Any, labels: Any, *, weight: Strength = 1.0, a
 
     Cost:
       The network runs twice, forward and backward. The loss itself: a softmax of each pass.
+      XLA at 2 times [1024, 1000]: at most 8.7 times the FLOPs and 2.1 times the bytes of cross-entropy of each, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -35,7 +35,9 @@ def batchnorm_matching(activations: Any, mean: Any, variance: Any, *, where: Any
       ValueError: if a shape or dtype does not fit.
 
     Cost:
-      Two passes over the activations. Synthesis takes a forward and a backward pass of the teacher for each step.
+      Two passes over the activations each way. Synthesis takes a forward and a backward pass of the teacher for each step.
+      XLA at [64, 16, 16, 256]: at most 11 times the FLOPs and 5 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

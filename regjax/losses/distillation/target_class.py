@@ -52,6 +52,7 @@ def nkd(
 
     Cost:
       Two exponentials for each logit of both; the teacher's forward pass is the caller's.
+      XLA at [1024, 1000]: at most 8.6 times the FLOPs and 2.6 times the bytes of cross-entropy, and 1.7 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -136,6 +137,8 @@ def uskd(
     Cost:
       Two sorts of the K classes of each example in the forward pass: at 1000 classes on a CPU some hundred times the time of a
       cross-entropy. A linear head.
+      XLA at 2 times [1024, 1000]: at most 15 times the FLOPs and 3.1 times the bytes of cross-entropy of each, and 0.66 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -35,6 +35,7 @@ def teacher_cross_entropy(
 
     Cost:
       A softmax of each; the teacher's forward pass is the caller's.
+      XLA at [1024, 1000]: at most 5.2 times the FLOPs and 1.9 times the bytes of cross-entropy, and 0.55 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -48,6 +48,8 @@ def teacher_dropping(
 
     Cost:
       O(T B); the forward pass of every teacher is the caller's.
+      XLA at [4, 8192]: at most 75 times the FLOPs and 13 times the bytes of a copy of its arguments, and 0.7 times its memory
+      more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -99,6 +101,8 @@ def apply_teacher_dropping(
 
     Cost:
       O(T B).
+      XLA at 2 times [4, 8192]: at most 8.7 times the FLOPs and 2.7 times the bytes of a copy of its arguments, and 0.07 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -140,7 +144,9 @@ def unic_teacher_loss(student: Any, teacher: Any, *, cosine_weight: Strength = 0
       ValueError: if a shape or dtype does not fit, or a weight is negative or not finite.
 
     Cost:
-      One pass over the features.
+      Four sums over the features, and as many terms of the gradient.
+      XLA at 2 times [64, 64, 256]: at most 21 times the FLOPs and 4.2 times the bytes of a copy of its arguments, and 0.56
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -161,9 +167,17 @@ def unic_teacher_loss(student: Any, teacher: Any, *, cosine_weight: Strength = 0
     checks.number(name, "smooth_l1_weight", smooth_l1_weight, low=0.0)
     dtype = trees.accumulator(student, teacher)
     s, t = student.astype(dtype), jax.lax.stop_gradient(teacher).astype(dtype)
-    distance = jnp.asarray(cosine_weight, dtype) * (1 - jnp.sum(trees.unit(s) * trees.unit(t), axis=-1))
+    distance = jnp.asarray(cosine_weight, dtype) * (1 - _cosine(s, t))
     distance += jnp.asarray(smooth_l1_weight, dtype) * jnp.mean(optax.losses.huber_loss(s, t), axis=-1)
     return jnp.mean(distance, axis=tuple(range(1, distance.ndim)))
+
+
+def _cosine(s: Array, t: Array, eps: float = 1e-8) -> Array:
+    """The cosine from three sums, so that no vector of length 1 is stored; 0 without a gradient where one is shorter."""
+    product, squares = jnp.sum(s * t, axis=-1), [jnp.sum(jnp.square(v), axis=-1) for v in (s, t)]
+    some = (squares[0] > eps**2) & (squares[1] > eps**2)
+    first, second = (jax.lax.rsqrt(jnp.where(some, square, 1)) for square in squares)
+    return jnp.where(some, product * first * second, 0)
 
 
 class TeacherNormalizerState(NamedTuple):
@@ -210,6 +224,8 @@ def teacher_normalizer(dim: int, *, momentum: Strength, eps: Any = 1e-6, axis_na
 
     Cost:
       Three passes over the features, 2 D numbers of memory; with ``axis_name``, two sums of D numbers over devices.
+      XLA at [64, 64, 256]: at most 6.6 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj

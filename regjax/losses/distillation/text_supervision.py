@@ -51,6 +51,7 @@ def tes(
 
     Cost:
       A softmax of each; the projection, and a product of its output with the K text features.
+      XLA at [1024, 1000]: at most 7.7 times the FLOPs and 2.4 times the bytes of cross-entropy, and 0.55 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

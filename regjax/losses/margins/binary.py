@@ -30,7 +30,8 @@ def softmax_binary_cross_entropy(logits: Any, labels: Any, *, axis: int = -1, wh
       ValueError: if a shape or dtype does not fit.
 
     Cost:
-      One more maximum and sum over the classes than cross-entropy.
+      A softmax, one more maximum, a sum of exponentials and a sum of logarithms over the classes, and their gradient.
+      XLA at [1024, 1000]: at most 15 times the FLOPs and 3.4 times the bytes of cross-entropy, and 1.1 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -45,26 +46,36 @@ def softmax_binary_cross_entropy(logits: Any, labels: Any, *, axis: int = -1, wh
       the logarithm of 0 alone.
     """
     x = classes.class_inputs("losses.softmax_binary_cross_entropy", logits, labels, axis=axis, where=where)
-    kept = x.logits if x.where is None else jnp.where(x.where, x.logits, -jnp.inf)
-    column = jax.lax.broadcasted_iota(jnp.int32, kept.shape, kept.ndim - 1)
-    targets: Any = column == x.labels[..., None] if x.is_ids else x.labels
-    targets = targets.astype(kept.dtype)
-
-    # 1 - p cancels for the largest class only: there it is the sum of the others, relative to the largest of them.
-    top = column == jnp.argmax(kept, axis=-1, keepdims=True)
+    under = lambda values: classes.expected_under(values, x.labels, x.is_ids)
     shifted, log_total = classes.normalise(x.logits, x.where)
     log_p = shifted - log_total[..., None]
-    best_other = jax.lax.stop_gradient(jnp.max(jnp.where(top, -jnp.inf, kept), axis=-1, keepdims=True))
-    best_other = jnp.where(jnp.isfinite(best_other), best_other, 0)
-    others = jnp.sum(jnp.where(top, 0, jnp.exp(jnp.where(top, 0, kept - best_other))), axis=-1, keepdims=True)
-    best = jax.lax.stop_gradient(jnp.max(kept, axis=-1, keepdims=True))
-    log_others = jnp.log(jnp.where(others > 0, others, 1)) + best_other - jnp.where(jnp.isfinite(best), best, 0)
-    log_rest = jnp.where(top, log_others - log_total[..., None], jnp.log1p(-jnp.exp(jnp.where(top, -1, log_p))))
-    # The logarithm of 0: a class of logit -inf, or the only one there is.
+
+    # 1 - p cancels for a sure class only, and there is one at most: there it is the sum of the others, relative to the
+    # largest of them.
+    sure = log_p > -0.5
+    others = jnp.where(sure, -jnp.inf, shifted)
+    best = jax.lax.stop_gradient(jnp.max(others, axis=-1))
+    best = jnp.where(jnp.isfinite(best), best, 0)
+    rest = jnp.sum(jnp.exp(others - best[..., None]), axis=-1)
+    # The logarithm of 0, here and below: a class of logit -inf, or the only one there is.
+    log_rest = jnp.where(rest > 0, jnp.log(jnp.where(rest > 0, rest, 1)) + best - log_total, -100)
+    of_rest = (jnp.any(sure, axis=-1) - under(sure.astype(log_p.dtype))) * log_rest
+
+    # Sums over all classes, less the labels' own: a product with one-hot labels would be an array more to read.
+    complement = _log_complement(jnp.where(sure, -jnp.inf, log_p))
     log_p = jnp.where(jnp.isfinite(log_p), log_p, -100)
-    log_rest = jnp.where(top & (others <= 0), -100, log_rest)
-    loss = -classes.class_mean(targets * log_p + (1 - targets) * log_rest, x.where)
-    if not x.is_ids:
-        return loss
-    # A class id outside [0, K) is seen.
-    return jnp.where((x.labels >= 0) & (x.labels < kept.shape[-1]), loss, jnp.nan)
+    log_p = log_p if x.where is None else jnp.where(x.where, log_p, 0)
+    count = log_p.shape[-1] if x.where is None else jnp.maximum(jnp.sum(x.where, axis=-1), 1)
+    return -(under(log_p) + jnp.sum(complement, axis=-1) - under(complement) + of_rest) / count
+
+
+@jax.custom_jvp
+def _log_complement(log_p: Array) -> Array:
+    """``log(1 - p)``, with a derivative that computes p anew: kept, it would be written and read."""
+    return jnp.log1p(-jnp.exp(log_p))
+
+
+@_log_complement.defjvp
+def _log_complement_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    p = jnp.exp(primals[0])
+    return _log_complement(*primals), -p / (1 - p) * tangents[0]

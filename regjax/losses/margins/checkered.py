@@ -33,6 +33,7 @@ def checkered(logits: Any, labels: Any, *, axis: int = -1) -> Array:
 
     Cost:
       (m - 1) K^2 exponentials for each example, and as much memory: for few classes.
+      XLA at [1024, 8, 10]: at most 19 times the FLOPs and 12 times the bytes of cross-entropy, and 3.6 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -86,6 +87,8 @@ def binary_checkoid(logits: Any, *, axis: int = -1) -> Array:
 
     Cost:
       2 m logarithms of sums of two.
+      XLA at [8192, 8]: at most 330 times the FLOPs and 44 times the bytes of a copy of its arguments, and 3.6 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -121,6 +124,8 @@ def binary_checkered(logits: Any, labels: Any, *, axis: int = -1) -> Array:
 
     Cost:
       2 m logarithms of sums of two.
+      XLA at [8192, 8]: at most 340 times the FLOPs and 45 times the bytes of a copy of its arguments, and 3.3 times its memory
+      more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -155,9 +160,15 @@ def _log_parities(name: str, logits: Any, axis: int) -> tuple[Array, Array]:
     """The log-probabilities of an even and of an odd number of ones."""
     logits = checks.floating(name, "logits", logits, min_ndim=1)
     z = classes.class_inputs(name, logits, axis=axis).logits
-    zero, one = jax.nn.log_sigmoid(z), jax.nn.log_sigmoid(-z)
-    even, odd = zero[..., 0], one[..., 0]
-    for k in range(1, z.shape[-1]):
-        p, q = zero[..., k], one[..., k]
-        even, odd = jnp.logaddexp(even + p, odd + q), jnp.logaddexp(even + q, odd + p)
-    return even, odd
+    even, odd = jax.nn.log_sigmoid(z), jax.nn.log_sigmoid(-z)
+    # The first half with the second, and so on; the middle one of an odd number waits.
+    while (size := even.shape[-1]) > 1:
+        half = size // 2
+        p, q = even[..., half : 2 * half], odd[..., half : 2 * half]
+        a, b = even[..., :half], odd[..., :half]
+        joined = jnp.logaddexp(a + p, b + q), jnp.logaddexp(a + q, b + p)
+        even, odd = (
+            jnp.concatenate([new, old[..., 2 * half :]], -1) if size % 2 else new
+            for new, old in zip(joined, (even, odd), strict=True)
+        )
+    return even[..., 0], odd[..., 0]

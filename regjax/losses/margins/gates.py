@@ -28,7 +28,9 @@ def class_separation(probs: Any, *, where: Any = None) -> Array:
       ValueError: if ``probs`` is no floating array of two dimensions, or ``where`` does not fit.
 
     Cost:
-      ``M^2`` operations for each example.
+      ``M^2`` operations for each example, none of them stored; M backward.
+      XLA at [8192, 16]: at most 58 times the FLOPs and 3.9 times the bytes of a copy of its arguments, and 0.55 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -41,8 +43,10 @@ def class_separation(probs: Any, *, where: Any = None) -> Array:
       Networks by Data Characteristic, 2021, arXiv 2103.04039: that they are the same is an assumption.
     """
     p, counts = _inputs("losses.class_separation", probs, where)
-    distances = trees.absolute(p[:, :, None] - p[:, None, :])
-    total = jnp.sum(distances) / 2
+    # Each probability counts as often as others lie below it, less those above: no distance is stored for the gradient.
+    held = jax.lax.stop_gradient(p)
+    ranks = jnp.sum(jnp.sign(held[:, :, None] - held[:, None, :]), axis=2)
+    total = jnp.sum(ranks * (p - jnp.mean(held, axis=1, keepdims=True)))  # ranks sum to 0: the mean saves digits alone
     return -total / (max(p.shape[0], 1) if counts is None else jnp.maximum(jnp.sum(counts, dtype=p.dtype), 1))
 
 
@@ -67,6 +71,8 @@ def class_balance(probs: Any, *, where: Any = None, axis_name: Any = None) -> Ar
 
     Cost:
       One pass over the probabilities.
+      XLA at [8192, 16]: at most 1.2 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

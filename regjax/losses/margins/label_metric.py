@@ -31,6 +31,7 @@ def frechet_scores(probs: Any, distances: Any) -> Array:
 
     Cost:
       One product of K x M for each example.
+      XLA at [1024, 1000]: at most 1.2 times the FLOPs and 1.5 times the bytes of their product, and 0.22 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -65,6 +66,7 @@ def frechet_mean_predict(probs: Any, distances: Any) -> Array:
 
     Cost:
       One product of K x M for each example.
+      XLA at [1024, 1000]: at most 1.2 times the FLOPs and 2.2 times the bytes of their product, and 0.74 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np, regjax as rj
@@ -99,6 +101,7 @@ def frechet_straight_through(probs: Any, distances: Any) -> Array:
 
     Cost:
       One product of K x M for each example each way.
+      XLA at [1024, 1000]: at most 1.2 times the FLOPs and 1.9 times the bytes of their product, and 0.22 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

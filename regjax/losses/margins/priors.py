@@ -36,6 +36,7 @@ def logit_norm(logits: Any, labels: Any, *, temperature: Strength = 0.04, axis: 
 
     Cost:
       Cross-entropy, and one more pass over the logits each way for the norm.
+      XLA at [1024, 1000]: at most 4.4 times the FLOPs and 1.4 times the bytes of cross-entropy, and 0.01 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -114,6 +115,7 @@ def logit_adjusted(
 
     Cost:
       None beyond cross-entropy: one pass over the logits each way.
+      XLA at [1024, 1000]: at most 3.9 times the FLOPs and 1.1 times the bytes of cross-entropy, and 0 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -170,6 +172,7 @@ def semantic_margin(
 
     Cost:
       Cross-entropy, a product of the class embeddings with themselves, K K D, and one row of it read for each example.
+      XLA at [1024, 1000]: at most 290 times the FLOPs and 2.2 times the bytes of cross-entropy, and 0.55 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -32,6 +32,8 @@ def calibrated_stacking(scores: Any, seen_mask: Any, gamma: Strength, *, axis: i
 
     Cost:
       One pass over the scores.
+      XLA at [1024, 1000]: at most 1.1 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -55,6 +55,8 @@ def co_teaching(
 
     Cost:
       Two networks, twice everything; the ranking takes a sort of B numbers for each, which a sharded batch gathers.
+      XLA at 2 times [1024, 1000]: at most 2.8 times the FLOPs and 0.86 times the bytes of cross-entropy of each, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -119,6 +121,8 @@ def small_loss_weights(losses: Any, keep: Any, *, where: Any = None, axis_name: 
 
     Cost:
       A sort of B numbers, which a sharded batch gathers on every device.
+      XLA at [8192]: at most 27 times the FLOPs and 7.5 times the bytes of a copy of its arguments, and 1.4 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

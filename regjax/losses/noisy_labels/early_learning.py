@@ -39,7 +39,8 @@ def elr_targets(targets: Any, logits: Any, *, beta: Strength = 0.7, clip: Any = 
       ValueError: if a shape or dtype does not fit, or ``beta`` or ``clip`` lies outside its range.
 
     Cost:
-      A softmax.
+      A softmax, and one pass over it and the averages.
+      XLA at [1024, 1000]: at most 3.4 times the FLOPs and 2.7 times the bytes of a softmax, and 0.55 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -83,7 +84,8 @@ def elr_penalty(logits: Any, targets: Any, *, clip: Any = 1e-4, axis: int = -1, 
       ValueError: if a shape or dtype does not fit, or ``clip`` lies outside its range.
 
     Cost:
-      A softmax and one pass over the targets.
+      A softmax and one pass over the targets, each way.
+      XLA at [1024, 1000]: at most 5.5 times the FLOPs and 2.1 times the bytes of cross-entropy, and 0.55 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -133,7 +135,9 @@ def elr(num_examples: int, num_classes: int, *, beta: Strength = 0.7, weight: St
 
     Cost:
       A memory of 4 N K bytes, B rows of which are read and written; a jit that donates it updates it in place. It may be
-      sharded over N: ``jax.jit(memory.init, out_shardings=...)()``. No further forward pass.
+      sharded over N: ``jax.jit(memory.init, out_shardings=...)()``. No further forward pass. XLA counts the whole memory, here
+      of 50,000 rows, as read and written, of which a step touches B rows.
+      XLA at [1024, 1000]: at most 9.1 times the FLOPs and 22 times the bytes of cross-entropy, and 1.7 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -213,7 +217,9 @@ def elr_plus(
         outside [0, N), or a ramp or schedule is left without ``step``.
 
     Cost:
-      A memory of 4 N K bytes as in `elr`, one for each of two networks, and a forward pass for ``ema_logits``.
+      A memory of 4 N K bytes as in `elr`, one for each of two networks, and a forward pass for ``ema_logits``. XLA counts the
+      whole memory, here of 50,000 rows, as read and written, of which a step touches 2 B rows.
+      XLA at [1024, 1000]: at most 16 times the FLOPs and 29 times the bytes of cross-entropy, and 2.2 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

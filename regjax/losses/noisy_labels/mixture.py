@@ -56,7 +56,10 @@ def fit_two_gaussians(
       ValueError: if ``values`` is no floating vector, a number is out of range, or the mask does not fit.
 
     Cost:
-      ``num_iterations`` + 10 passes over the values. Three sums of two numbers each round with ``axis_name``.
+      ``num_iterations`` + 10 passes over the values, of which XLA counts two, the bodies of the loops. Three sums of two
+      numbers each round with ``axis_name``.
+      XLA at [50000]: at most 120 times the FLOPs and 32 times the bytes of a copy of its arguments, and 2.8 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -28,6 +28,8 @@ def embedding_alignment(embedding: Any, targets: Any) -> Array:
 
     Cost:
       O(M D).
+      XLA at [16, 768]: at most 2.2 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.069 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -71,7 +73,9 @@ def masked_denoising(prediction: Any, target: Any, mask: Any) -> Array:
       ValueError: if a shape or dtype does not fit.
 
     Cost:
-      One pass over the prediction.
+      One pass over prediction and target each way.
+      XLA at 2 times [256, 32, 32, 3]: at most 5.7 times the FLOPs and 2.5 times the bytes of a copy of its arguments, and 0.24
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -138,7 +142,9 @@ def subject_derived(
       ValueError: if a shape, dtype or option does not fit.
 
     Cost:
-      Two more forward passes, without gradient, under the class prompt and without one; here one pass over the means.
+      Two more forward passes, without gradient, under the class prompt and without one; here one pass over the means each way.
+      XLA at 4 times [256, 32, 32, 3]: at most 3.6 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 0.28
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -30,6 +30,8 @@ def mask_area(masks: Any, *, power: Any = 0.3, eps: Any = 5e-4, axis_name: Any =
 
     Cost:
       One pass over the masks each way.
+      XLA at [64, 56, 56, 20]: at most 4.4 times the FLOPs and 2.8 times the bytes of a copy of its arguments, and 0.55 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -74,7 +76,9 @@ def mask_variation(masks: Any, *, power: Any = 2.0, border_penalty: Strength = 0
       ValueError: if masks are not floating ``[B, H, W, C]``, ``power`` is below 1 or ``border_penalty`` is negative.
 
     Cost:
-      Two passes over the masks each way.
+      A difference and a power along two axes, and at the border, each way: some six passes over the masks.
+      XLA at [64, 56, 56, 20]: at most 51 times the FLOPs and 7.2 times the bytes of a copy of its arguments, and 1.2 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -139,8 +143,10 @@ def explanation_mask_loss(
       ValueError: if a shape or dtype does not fit, or a weight is out of range.
 
     Cost:
-      One pass over the logits, three over the masks; a forward and backward pass of the frozen network on the masked
-      images.
+      One pass over the logits; `mask_area` and `mask_variation` over the masks; a forward and backward pass of the frozen
+      network on the masked images.
+      XLA at [64, 56, 56, 20]: at most 56 times the FLOPs and 9.4 times the bytes of a copy of its arguments, and 1.7 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

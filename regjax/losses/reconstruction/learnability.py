@@ -63,6 +63,8 @@ def learnability_loss(
     Cost:
       O(K N D) for each column of labels, and K arrays of N x D numbers for the gradient; U is never built. An Explicit mesh
       gathers the rows; with ``axis_name`` K vectors of D numbers from each device are exchanged instead.
+      XLA at [1024, 512]: at most 190 times the FLOPs and 47 times the bytes of a copy of its arguments, and 5.6 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -144,8 +146,11 @@ def feature_gradient_scores(
       ValueError: if a shape or dtype does not fit, or a number is out of range.
 
     Cost:
-      ``epochs`` passes of `learnability_loss`, value and gradient, and 50 products with the features for their largest
-      singular value. It runs once, before training, compiles as a whole, and gathers rows that are sharded.
+      ``epochs`` passes of `learnability_loss`, value and gradient, and 50 products with the features for their largest singular
+      value. It runs once, before training, compiles as a whole, and gathers rows that are sharded. XLA counts the body of each
+      loop once.
+      XLA at [4000, 512]: at most 65 times the FLOPs and 19 times the bytes of a copy of its arguments, and 2.1 times its memory
+      more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

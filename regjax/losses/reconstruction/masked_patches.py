@@ -54,6 +54,8 @@ def masked_patch_loss(
 
     Cost:
       One pass over images and predictions each way.
+      XLA at [32, 196, 768]: at most 6.6 times the FLOPs and 2.8 times the bytes of a copy of its arguments, and 0.56 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -34,6 +34,8 @@ def moe_gaussian_nll(gate_logits: Any, means: Any, log_sigma: Any, y: Any, *, ax
 
     Cost:
       Two logsumexps over the experts.
+      XLA at 2 times [8192, 16]: at most 21 times the FLOPs and 7.8 times the bytes of a copy of its arguments, and 0.84 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -34,8 +34,11 @@ def proker_fit(keys: Any, key_labels: Any, key_logits: Any, *, beta: Any = 1.0, 
       ValueError: if a shape or dtype does not fit, or ``beta`` or ``weight`` is negative or not finite.
 
     Cost:
-      One Cholesky factorisation: N^3 / 3 multiply-adds and N^2 numbers of memory, once; nothing is trained. Examples sharded
-      over devices are gathered on each. float32 serves as long as N / w stays well below 1e7; beyond, give float64.
+      One Cholesky factorisation: N^3 / 3 multiply-adds and N^2 numbers of memory, once; nothing is trained. XLA does not count
+      it. Examples sharded over devices are gathered on each. float32 serves as long as N / w stays well below 1e7; beyond, give
+      float64.
+      XLA at 2 times [1600, 512]: at most 1.2 times the FLOPs and 3.8 times the bytes of the product of both sets, and 1.4 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -108,6 +111,8 @@ def proker_predict(
     Cost:
       2 B N (D + K) FLOPs and B N numbers of memory. Queries sharded over devices stay there; keys and their correction are
       gathered on each.
+      XLA at [1600, 512]: at most 1.4 times the FLOPs and 2.4 times the bytes of the product of both sets, and 0.34 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -1,5 +1,6 @@
 """Nearest neighbours beside a classifier: their vote, a loss weighted by it, and the mean of both predictions."""
 
+import math
 from typing import Any
 
 import jax
@@ -48,10 +49,13 @@ def knn_probabilities(
       ValueError: if a shape or dtype does not fit, a count is not above 0, or ``temperature`` is not positive and finite.
 
     Cost:
-      One product of B x D by D x N, a search for the largest k of its rows, and B N numbers of memory: give a large set of
-      queries in batches. On an Explicit mesh queries sharded over devices stay there, and keys sharded over N do too: each
-      device searches its own, and only the queries (B D numbers), the labels and the best k of every device are gathered.
-      On an Auto mesh the compiler gathers the B N similarities on every device; ``shard_map`` over the queries avoids it.
+      One product of B x D by D x N, its B N numbers of memory, one pass over them for the largest of every piece of a row, and
+      sorts of some 2 (k N)^(1/2) numbers for each query, which the k best pieces hold: give a large set of queries in batches.
+      On an Explicit mesh queries sharded over devices stay there, and keys sharded over N do too: each device searches its own,
+      and only the queries (B D numbers), the labels and the best k of every device are gathered. On an Auto mesh the compiler
+      gathers the B N similarities on every device; ``shard_map`` over the queries avoids it.
+      XLA at [50000, 128]: at most 1.2 times the FLOPs and 5.6 times the bytes of the product of both sets, and 1.2 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -139,6 +143,7 @@ def knn_weighted_cross_entropy(
 
     Cost:
       Cross-entropy and one more pass over ``knn_probs``; none backward.
+      XLA at [1024, 1000]: at most 2.8 times the FLOPs and 0.98 times the bytes of cross-entropy, and 0 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -184,6 +189,7 @@ def knn_focal_cross_entropy(
 
     Cost:
       Cross-entropy and one more pass over ``knn_probs``; none backward.
+      XLA at [1024, 1000]: at most 2.8 times the FLOPs and 0.98 times the bytes of cross-entropy, and 0 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -223,7 +229,8 @@ def interpolate_knn(logits: Any, knn_probs: Any, *, coefficient: Strength = 0.1,
       ValueError: if a shape or dtype does not fit, or ``coefficient`` lies outside [0, 1].
 
     Cost:
-      A softmax.
+      A softmax, and one pass over ``knn_probs``.
+      XLA at [1024, 1000]: at most 2 times the FLOPs and 1.4 times the bytes of a softmax, and 0 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -260,7 +267,7 @@ def _largest(values: Array, k: int, shards: int, reference: Array) -> tuple[Arra
 
 def _top_k(values: Array, k: int) -> tuple[Array, Array]:
     """The k largest on the last axis, on the device that holds the row: the compiler would gather rows that are sharded."""
-    largest = lambda v: tuple(jax.lax.top_k(v, k))
+    largest = lambda v: _top_k_here(v, k)
     named = sharding.leading(values)
     entries = () if named is None else tuple(entry for entry in named.spec if entry is not None)
     if named is None or not entries:
@@ -270,6 +277,24 @@ def _top_k(values: Array, k: int) -> tuple[Array, Array]:
         here = jax.shard_map(largest, mesh=named.mesh, in_specs=named.spec, out_specs=named.spec, axis_names=axes)
         best, index = here(values)
     return best, index
+
+
+def _top_k_here(values: Array, k: int) -> tuple[Array, Array]:
+    """The k largest on the last axis, the first of equal ones first, without a sort of long rows.
+
+    They lie in the k pieces of a row with the largest maxima.
+    """
+    *lead, size = values.shape
+    width = math.isqrt(size // k)
+    if width < 4:
+        best, index = jax.lax.top_k(values, k)
+        return best, index
+    padded = jnp.pad(values, [*[(0, 0)] * len(lead), (0, -size % width)], constant_values=-jnp.inf)
+    pieces = padded.reshape(*lead, -1, width)
+    chosen = jnp.sort(jax.lax.top_k(jnp.max(pieces, axis=-1), k)[1], axis=-1)
+    near = jnp.take_along_axis(pieces, chosen[..., None], axis=-2).reshape(*lead, k * width)
+    best, place = jax.lax.top_k(near, k)
+    return best, jnp.take_along_axis(chosen, place // width, axis=-1) * width + place % width
 
 
 def _knn_probs(name: str, knn_probs: Any, logits: Any, axis: int) -> Array:

@@ -50,6 +50,8 @@ def superclass(vocab_size: int) -> Stateful:
       One pass over the logits each way, B L^2 comparisons of ids to find those that repeat, and in the backward pass a
       scatter of B L numbers into the gradient. 4 V bytes of memory across steps, which belong in the checkpoint. With
       ``axis_name``, a sum of V numbers over devices; on an Explicit mesh, B L ids gathered.
+      XLA at [256, 49408]: at most 2.1 times the FLOPs and 1.2 times the bytes of cross-entropy, and 0.024 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -63,7 +63,9 @@ def sum_of_norms_ot(
 
     Cost:
       Each iteration n m times the pairs of rows per row and of columns per column, ``n m (n + m)`` where all count; a
-      primal-dual method of first order, without a line search. A sharded cost is gathered.
+      primal-dual method of first order, without a line search. A sharded cost is gathered. XLA counts one iteration.
+      XLA at [48, 64]: at most 920 times the FLOPs and 520 times the bytes of a copy of its arguments, and 110 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

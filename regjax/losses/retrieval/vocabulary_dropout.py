@@ -29,7 +29,8 @@ def sample_candidates(key: Key, vocab_size: int, *, fraction: float = 0.5) -> Ar
       ValueError: if ``vocab_size`` is below 1, or ``fraction`` lies outside (0, 1] or is traced.
 
     Cost:
-      A sort of V numbers.
+      Sorts of V numbers: one for up to 1600, two beyond.
+      XLA at [4096]: at most 260 times the FLOPs and 45 times the bytes of a copy of its results, and 5.6 times its memory more.
 
     Example:
       >>> import jax, regjax as rj
@@ -69,6 +70,8 @@ def take_candidates(indices: Any, candidates: PyTree, targets: PyTree) -> tuple[
 
     Cost:
       A gather. A vocabulary sharded over devices is exchanged between them.
+      XLA at [4096, 128]: at most 0.035 times the FLOPs and 2.1 times the bytes of a copy of its results, and 0.19 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -106,7 +109,9 @@ def vocabulary_dropout(loss_fn: Callable[..., Any], *, fraction: float = 0.5) ->
       ValueError: if ``loss_fn`` is no function, ``fraction`` lies outside (0, 1], or, by the call, if a shape does not fit.
 
     Cost:
-      The scorer runs on S of V candidates: half its FLOPs. A sort of V numbers and a gather.
+      The scorer runs on S of V candidates: half its FLOPs. `sample_candidates` and a gather.
+      XLA at [256, 8192]: at most 0.56 times the FLOPs and 0.76 times the bytes of the loss over all candidates, and 0 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -161,6 +166,7 @@ def soft_candidate_cross_entropy(
 
     Cost:
       3 B S D FLOPs for the distances, which are neither stored by coordinate nor differentiated; a softmax of each.
+      XLA at [1024, 1000]: at most 26 times the FLOPs and 2 times the bytes of cross-entropy, and 0.55 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

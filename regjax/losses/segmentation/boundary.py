@@ -38,6 +38,8 @@ def boundary_masks(labels: Any, *, num_classes: int, kernel_size: int = 7, ignor
 
     Cost:
       2 ``kernel_size`` reads of one 32-bit word for each pixel and 32 classes, and one write of the masks.
+      XLA at [8, 64, 64, 21]: at most 14 times the FLOPs and 1.2 times the bytes of a copy of its results, and 0.058 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -111,6 +113,7 @@ def boundary_distillation(
 
     Cost:
       The masks, and two softmaxes of each map; the teacher's forward pass is the caller's.
+      XLA at [8, 64, 64, 21]: at most 74 times the FLOPs and 13 times the bytes of cross-entropy, and 7.2 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

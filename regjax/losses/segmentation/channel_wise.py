@@ -38,6 +38,8 @@ def channel_wise_distillation(
 
     Cost:
       A softmax of each map; the teacher's forward pass is the caller's.
+      XLA at [8, 64, 64, 21]: at most 5.6 times the FLOPs and 2.2 times the bytes of cross-entropy, and 0.63 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -103,6 +105,8 @@ def label_assisted_teacher_loss(
     Cost:
       Two forward and backward passes of the network (concatenate the draws: one pass at twice the batch); four softmaxes
       over the pixels and two over the classes.
+      XLA at 2 times [8, 64, 64, 21]: at most 7.4 times the FLOPs and 2.4 times the bytes of cross-entropy of each, and 0.19
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -177,6 +181,7 @@ def dist_relation(
 
     Cost:
       A softmax of each, and four passes over the probabilities; the teacher's forward pass is the caller's.
+      XLA at [8, 64, 64, 21]: at most 11 times the FLOPs and 4 times the bytes of cross-entropy, and 2.6 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

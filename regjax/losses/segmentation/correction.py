@@ -52,6 +52,8 @@ def adele_multiscale(
     Cost:
       Two softmaxes of the logits at each scale: five times the bytes of their cross-entropy. The other scales' forward and
       backward passes are the caller's: with 0.7, 1 and 1.5 times the side, 3.7 times those of one scale.
+      XLA at [3, 8, 64, 64, 21]: at most 13 times the FLOPs and 5 times the bytes of cross-entropy, and 3.3 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -142,6 +144,8 @@ def adele_correct_labels(
 
     Cost:
       A few passes over the probabilities, once an epoch. Images may be sharded over devices.
+      XLA at [8, 64, 64, 21]: at most 20 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0.19 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

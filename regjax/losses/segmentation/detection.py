@@ -27,6 +27,8 @@ def box_iou(boxes1: Any, boxes2: Any) -> Array:
 
     Cost:
       O(N M).
+      XLA at [8, 1000, 100]: at most 15 times the FLOPs and 0.58 times the bytes of a copy of its results, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -79,6 +81,8 @@ def pseudo_positive_mask(
 
     Cost:
       O(N M).
+      XLA at [8, 1000, 4]: at most 310 times the FLOPs and 22 times the bytes of a copy of its arguments, and 11 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -130,6 +134,8 @@ def region_consistency(features_weak: Any, features_strong: Any, weights: Any, *
 
     Cost:
       One pass over the features each way; a forward and backward pass of the network for the second view.
+      XLA at 2 times [1024, 512]: at most 7.2 times the FLOPs and 2.8 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -42,6 +42,8 @@ def ps_kd_targets(labels: Any, previous: Any, alpha: Strength, *, axis: int = -1
 
     Cost:
       One pass over the predictions.
+      XLA at [1024, 1000]: at most 10 times the FLOPs and 2 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -103,7 +105,9 @@ def ps_kd(
     Cost:
       A memory of N K numbers (5 GB for ImageNet in float32), B rows of which are read and written; a jit that donates it
       updates it in place (bfloat16 on CPU alone takes a float32 copy for the time of the step). It may be sharded over N:
-      ``jax.jit(memory.init, out_shardings=...)()``. No further forward pass.
+      ``jax.jit(memory.init, out_shardings=...)()``. No further forward pass. XLA counts the whole memory, here of 50,000
+      rows, as read and written, of which a step touches B rows.
+      XLA at [1024, 1000]: at most 9.4 times the FLOPs and 21 times the bytes of cross-entropy, and 1.7 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

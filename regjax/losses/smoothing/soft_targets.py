@@ -42,6 +42,7 @@ def label_smoothing(
 
     Cost:
       None beyond cross-entropy: one pass over the logits each way.
+      XLA at [1024, 1000]: at most 3.3 times the FLOPs and 0.98 times the bytes of cross-entropy, and 0 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -93,6 +94,7 @@ def max_suppression(logits: Any, *, axis: int = -1, where: Any = None) -> Array:
 
     Cost:
       One pass over the logits.
+      XLA at [1024, 1000]: at most 2.2 times the FLOPs and 0.62 times the bytes of cross-entropy, and 0 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -131,6 +133,7 @@ def maxsup(logits: Any, labels: Any, *, weight: Strength = 0.1, axis: int = -1, 
 
     Cost:
       None beyond cross-entropy: one pass over the logits each way.
+      XLA at [1024, 1000]: at most 5 times the FLOPs and 1.1 times the bytes of cross-entropy, and 0 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

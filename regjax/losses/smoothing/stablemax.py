@@ -29,8 +29,9 @@ def log_stablemax(logits: Any, *, axis: int = -1, where: Any = None) -> Array:
       ValueError: if a shape or dtype does not fit.
 
     Cost:
-      One logarithm for each logit; one pass less than a log-softmax, as no maximum is subtracted. Exact in float32 for
-      logits of magnitude up to 1e37.
+      That of a log-softmax; one logarithm for each logit, and no maximum is subtracted. Exact in float32 for logits of
+      magnitude up to 1e37.
+      XLA at [1024, 1000]: at most 7.8 times the FLOPs and 1.3 times the bytes of a log-softmax, and 0.01 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -66,7 +67,8 @@ def stablemax(logits: Any, *, axis: int = -1, where: Any = None) -> Array:
       ValueError: if a shape or dtype does not fit.
 
     Cost:
-      One pass less than a softmax, and no exponential.
+      That of a softmax, without a maximum or an exponential.
+      XLA at [1024, 1000]: at most 5.5 times the FLOPs and 1.2 times the bytes of a softmax, and 0 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -107,6 +109,7 @@ def stablemax_cross_entropy(logits: Any, labels: Any, *, axis: int = -1, where: 
     Cost:
       That of cross-entropy, without its exponentials: one pass over the logits each way. Probability labels cost one
       logarithm for each logit. Exact in float32 for logits of magnitude up to 1e18.
+      XLA at [1024, 1000]: at most 8 times the FLOPs and 0.74 times the bytes of cross-entropy, and 0 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

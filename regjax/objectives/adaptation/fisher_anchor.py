@@ -55,7 +55,9 @@ def fisher_importance(
         ``where`` does not fit ``params``.
 
     Cost:
-      N forward and backward passes, once; the memory of one.
+      N forward and backward passes, once; the memory of one. XLA counts the body of the loop once.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.7 times the bytes of a forward and
+      backward pass, and 0.27 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

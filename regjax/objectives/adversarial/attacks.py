@@ -75,7 +75,9 @@ def pgd_attack(
 
     Cost:
       ``num_steps`` forward passes and backward passes to the inputs, about two thirds of as many training steps, in one compiled
-      loop; no second derivatives.
+      loop; no second derivatives. XLA counts the body of the loop once.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 0.79 times the FLOPs and 1.1 times the bytes of a forward and
+      backward pass, and 0.011 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -148,6 +150,8 @@ def fgsm_attack(
 
     Cost:
       One forward pass and one backward pass to the inputs.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 0.79 times the FLOPs and 0.93 times the bytes of a forward and
+      backward pass, and 0 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -212,7 +216,9 @@ def adversarial(
 
     Cost:
       ``num_steps`` more forward passes and backward passes to the inputs: 11 times the time of a step for PGD-10, 2 for FGSM; no
-      second derivatives.
+      second derivatives. XLA counts the body of the loop once.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.9 times the FLOPs and 1.9 times the bytes of a plain training
+      step, and 0.01 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -303,7 +309,10 @@ def free_adversarial(
         smaller one.
 
     Cost:
-      Nothing beyond ``replays`` training steps but the gradient of the first layer by its input, and the memory of one batch.
+      Nothing beyond ``replays`` training steps but the gradient of the first layer by its input, and the memory of one batch. XLA
+      counts the body of the loop once.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.7 times the bytes of a plain training
+      step, and 0.4 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -413,7 +422,9 @@ def pgd_evaluate(
 
     Cost:
       ``num_restarts`` times ``num_steps`` forward passes and backward passes to the inputs, of the whole batch, in one compiled
-      loop; the memory of one attack.
+      loop; the memory of one attack. XLA counts the body of the loop once.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.6 times the FLOPs and 2.2 times the bytes of a forward and
+      backward pass, and 0.16 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -62,6 +62,8 @@ def functional_entropy(
     Cost:
       A clean forward pass, and S of them with a backward pass through the backward pass: about 1 + 3 S forward and backward
       passes, with the activations of B S rows.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 6.4 times the FLOPs and 4.7 times the bytes of a plain training
+      step, and 1.3 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -138,6 +140,8 @@ def repeat_with_noise(key: Key, x: Any, num_samples: int) -> Array:
 
     Cost:
       B S draws for each feature.
+      XLA at [4096, 512]: at most 110 times the FLOPs and 8.7 times the bytes of a copy of its results, and 1.7 times its memory
+      more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

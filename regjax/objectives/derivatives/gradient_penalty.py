@@ -70,6 +70,8 @@ def gradient_penalty(
     Cost:
       ``"forward"``: one more forward and backward pass, 2.02 times the FLOPs. ``"central"``: two. ``"exact"``: a backward pass
       through the backward pass, about three times the FLOPs and twice the activations.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 2.3 times the FLOPs and 2.4 times the bytes of a plain training
+      step, and 0.089 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -165,7 +167,9 @@ def full_batch_gradient(
       ValueError: if a function is none, there are no blocks, or the arrays of ``batches`` disagree on their number.
 
     Cost:
-      Exactly the N passes; the memory of one, and one float32 copy of the gradient.
+      Exactly the N passes; the memory of one, and one float32 copy of the gradient. XLA counts the body of the loop once.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.5 times the bytes of a forward and
+      backward pass, and 0.27 times its memory more.
 
     Example:
       >>> import functools, jax.numpy as jnp, regjax as rj

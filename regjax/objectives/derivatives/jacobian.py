@@ -36,9 +36,11 @@ def jacobian_penalty(logits_fn: Callable[[PyTree, Array], Array], *, num_project
         or dtype does not fit.
 
     Cost:
-      For each projection a backward pass and, in the gradient of the penalty, a pass forward and back through it: 3 times the
-      FLOPs of the step for one, 1.5 times more for each further one, of which -1 takes K. The compiler shares the forward pass
-      with the loss.
+      For each projection a backward pass and, in the gradient of the penalty, a pass forward and back through it: 2 to 3 times
+      the FLOPs of the step for one, 1 to 1.5 times more for each further one, of which -1 takes K. The compiler shares the
+      forward pass with the loss.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 2.3 times the FLOPs and 2 times the bytes of a plain training
+      step, and 0.27 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -47,6 +47,8 @@ def constrain_hyper(hyper: Any, *, ranges: Sequence[Any], discrete: Sequence[boo
 
     Cost:
       One pass over the hyperparameters.
+      XLA at [1024, 16]: at most 4.4 times the FLOPs and 2.2 times the bytes of a copy of its arguments, and 0.55 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -146,6 +148,8 @@ def apply_perturb_hyper(hyper: Any, raw_scale: Any, noise: Any) -> Array:
 
     Cost:
       One pass over ``[B, H]``.
+      XLA at [1024, 16]: at most 2.3 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -184,6 +188,8 @@ def perturb_hyper(key: Key, hyper: Any, raw_scale: Any, batch_size: int) -> Arra
 
     Cost:
       B H normal numbers.
+      XLA at [1024, 16]: at most 110 times the FLOPs and 8.3 times the bytes of a copy of its results, and 1.7 times its memory
+      more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -274,6 +280,8 @@ def self_tuning(
 
     Cost:
       That of the losses, for B H normal numbers. Of the validation step's backward pass only the path to h is computed.
+      XLA at 2 times [256, 256]: at most 1.2 times the FLOPs and 1.2 times the bytes of the gradient of its loss, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

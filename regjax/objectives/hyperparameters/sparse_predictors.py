@@ -38,8 +38,11 @@ def lasso_predictor(features: Any, targets: Any, *, relative_strength: Strength,
       ValueError: if shapes or dtypes do not fit, or a number is outside its range.
 
     Cost:
-      Two Gram products, coordinate descent at d^2 multiplications for each sweep, and a solve of d equations; the memory
-      of the backward pass does not grow with the sweeps. Of a batch sharded over devices only the products are exchanged.
+      Two Gram products, coordinate descent at d^2 multiplications for each sweep, and a solve of d equations; the memory of the
+      backward pass does not grow with the sweeps. Of a batch sharded over devices only the products are exchanged. XLA counts one
+      sweep.
+      XLA at [512, 64]: at most 430 times the FLOPs and 7 times the bytes of a copy of its arguments, and 0.62 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -96,8 +99,11 @@ def group_lasso_predictor(
       ValueError: if shapes or dtypes do not fit, or a number is outside its range.
 
     Cost:
-      Accelerated proximal gradient at 4 n d K operations for each step, and a solve of d K equations, whose matrix takes
-      d K passes: for tens of features. First derivatives only. A sharded batch is gathered.
+      Accelerated proximal gradient at 4 n d K operations for each step, and a solve of d K equations, whose matrix takes d K
+      passes: for tens of features. First derivatives only. A sharded batch is gathered. XLA counts one step, and the solve as
+      next to nothing.
+      XLA at [128, 32]: at most 4,000 times the FLOPs and 180 times the bytes of a copy of its arguments, and 28 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -176,8 +182,11 @@ def group_svm_predictor(
       ValueError: if shapes or dtypes do not fit, or a number is outside its range.
 
     Cost:
-      Accelerated projected gradient at 4 n d K operations for each step, and a solve of n K equations, whose matrix takes
-      n K passes: for few examples. First derivatives only. A sharded batch is gathered.
+      Accelerated projected gradient at 4 n d K operations for each step, and a solve of n K equations, whose matrix takes n K
+      passes: for few examples. First derivatives only. A sharded batch is gathered. XLA counts one step, and the solve as next to
+      nothing.
+      XLA at [25, 256]: at most 3,900 times the FLOPs and 140 times the bytes of a copy of its arguments, and 31 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -267,7 +276,10 @@ def sparse_bilevel(
       ValueError: if something is no function, a strength is negative or not finite, or ``tasks`` is not as stated.
 
     Cost:
-      The encoder's on all examples, and the predictor's for each task. Tasks may be sharded over devices.
+      The encoder's on all examples, and the predictor's for each task. Tasks may be sharded over devices. XLA counts the loop of
+      a predictor once.
+      XLA at [32, 64, 256]: at most 1.3 times the FLOPs and 1.8 times the bytes of the encoder's forward and backward pass, and
+      0.13 times its memory more.
 
     Example:
       >>> import functools, jax.numpy as jnp, regjax as rj

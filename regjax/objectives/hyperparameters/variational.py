@@ -39,6 +39,8 @@ def gaussian_kl_profiled(params: PyTree, sigma: Any, *, prior_mean: PyTree = Non
 
     Cost:
       One pass over the parameters.
+      XLA at 16 times [512, 512]: at most 5 times the FLOPs and 2 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -85,6 +87,8 @@ def implied_l2_strength(params: PyTree, sigma: Any, *, num_examples: Any, kappa:
 
     Cost:
       One pass over the parameters.
+      XLA at 16 times [512, 512]: at most 2.3 times the FLOPs and 0.56 times the bytes of a copy of its arguments, and 0.01
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -164,6 +168,8 @@ def apply_sample_posterior(params: PyTree, raw_sigma: Any, noise: PyTree) -> PyT
 
     Cost:
       One pass over the parameters.
+      XLA at 24 times [512, 512]: at most 3 times the FLOPs and 0.74 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -203,6 +209,8 @@ def sample_posterior(key: Key, params: PyTree, raw_sigma: Any) -> PyTree:
 
     Cost:
       One normal number and one pass for each parameter; no extra pass of the model.
+      XLA at 16 times [512, 512]: at most 56 times the FLOPs and 4.7 times the bytes of a copy of its arguments, and 0.35 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -52,6 +52,7 @@ def irm_penalty(
 
     Cost:
       A softmax, and O(B E) with ``domains``. The positions of the halves are gathered from a sharded batch.
+      XLA at [1024, 1000]: at most 7.2 times the FLOPs and 1.5 times the bytes of cross-entropy, and 0.55 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -110,7 +111,9 @@ def vrex_penalty(
       ValueError: if a shape or dtype does not fit.
 
     Cost:
-      One pass over the losses.
+      One pass over the losses, O(B E) with ``domains``.
+      XLA at 2 times [1024]: at most 31 times the FLOPs and 9.3 times the bytes of a copy of its arguments, and 2.3 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -175,6 +178,8 @@ def fishr(num_domains: int, *, ema: Strength = 0.95) -> Stateful:
 
     Cost:
       Three products ``[E K, B] x [B, D]`` of closed-form gradients, none of which is kept per example; 4 E K D bytes of memory.
+      XLA at [1024, 512]: at most 16 times the FLOPs and 14 times the bytes of the loss of the head and its gradient, and 4.2
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -30,7 +30,9 @@ def equivariance_penalty(weight: Any, projector: Any) -> Array:
       ValueError: if a shape or dtype does not fit.
 
     Cost:
-      4 N r FLOPs. A sharded weight is gathered.
+      4 N r FLOPs, and as many in the backward pass. A sharded weight is gathered.
+      XLA at [1024, 512]: at most 8.8 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -68,7 +70,9 @@ def equivariance_penalties(params: PyTree, projectors: Mapping[str, Mapping[str,
       ValueError: if ``projectors`` is no such mapping, names a leaf that is not there, or has a basis that does not fit it.
 
     Cost:
-      4 N r FLOPs for each basis; no pass of the model.
+      4 N r FLOPs for each basis, and as many in the backward pass; no pass of the model.
+      XLA at [1024, 512]: at most 8.9 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -104,7 +108,9 @@ def soft_equivariance(params: PyTree, projectors: Mapping[str, Mapping[str, Any]
       ValueError: if the mapping or a basis does not fit, or ``strengths`` is not a vector of one number for each group.
 
     Cost:
-      4 N r FLOPs for each basis; no pass of the model.
+      4 N r FLOPs for each basis, and as many in the backward pass; no pass of the model.
+      XLA at [1024, 512]: at most 8.9 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -63,6 +63,8 @@ def hessian_alignment(
       Of the head alone, as the backbone runs once: 5.5 times the FLOPs of its forward and backward pass for ``"hgp"``, 7.5
       with ``stop_mean=False``; about 3 R times for ``"hutchinson"``, with R copies of the head's parameters for each domain
       in memory.
+      XLA at [1024, 512]: at most 5.9 times the FLOPs and 8.1 times the bytes of the loss of the head and its gradient, and 2
+      times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, regjax as rj

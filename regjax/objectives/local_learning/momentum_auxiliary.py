@@ -70,6 +70,8 @@ def momentum_auxiliary(*, decay: Strength = 0.995) -> MomentumAuxiliary:
     Cost:
       Two more passes of one layer for each block, and two copies of it. The activations of one block are held at a time where
       blocks are trained one after another.
+      XLA at [1024, 512]: at most 1.7 times the FLOPs and 1.6 times the bytes of the gradient of a layer's local loss, and 0.28
+      times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -115,6 +115,8 @@ def noprop_block_loss(
 
     Cost:
       A forward pass of one block.
+      XLA at [356, 512]: at most 1.2 times the FLOPs and 1.2 times the bytes of the gradient of its block's cross-entropy, and
+      0.18 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -181,7 +183,9 @@ def noprop_dt_loss(
 
     Cost:
       A forward pass of each block and of the head, one after another in one `jax.lax.scan`. To hold one block's activations
-      alone, train by `noprop_block_loss`, or set ``remat``.
+      alone, train by `noprop_block_loss`, or set ``remat``. XLA counts the body of the scan once.
+      XLA at [4, 356, 512]: at most 0.25 times the FLOPs and 0.75 times the bytes of the gradient of its network's
+      cross-entropy, and 0 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -280,7 +284,9 @@ def noprop_sample(
       ValueError: if a shape or dtype does not fit.
 
     Cost:
-      A forward pass of all blocks, in one `jax.lax.scan`.
+      A forward pass of all blocks, in one `jax.lax.scan`. XLA counts the body of the loop once.
+      XLA at [4, 356, 512]: at most 0.33 times the FLOPs and 1.1 times the bytes of a forward pass of its network, and 0 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -61,6 +61,8 @@ def noprop_ct_loss(
 
     Cost:
       A forward pass of network and head.
+      XLA at [356, 512]: at most 1.5 times the FLOPs and 2.2 times the bytes of the gradient of its network's cross-entropy, and
+      0.062 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -173,6 +175,8 @@ def noprop_flow_loss(
 
     Cost:
       A forward pass of the network.
+      XLA at [356, 512]: at most 1.1 times the FLOPs and 1.6 times the bytes of the gradient of its network's cross-entropy, and
+      0.15 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -256,7 +260,9 @@ def noprop_flow_sample(
       ValueError: if a shape, dtype or size does not fit.
 
     Cost:
-      N forward passes, in one `jax.lax.scan`.
+      N forward passes, in one `jax.lax.scan`. XLA counts the body of the loop once.
+      XLA at [356, 512]: at most 1.1 times the FLOPs and 3.4 times the bytes of a forward pass of its network, and 0.67 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

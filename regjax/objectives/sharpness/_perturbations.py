@@ -59,12 +59,6 @@ def scales_of(name: str, params: PyTree, adaptive: Any, eta: Any, scale_mask: Wh
     return [size + jnp.asarray(eta, size.dtype) if flag else 1 for flag, size in zip(used, sizes, strict=True)]
 
 
-def varying_like(x: Array, reference: Array) -> Array:
-    """``x`` as a value of each device over the manual mesh axes of `jax.shard_map` over which ``reference`` is one."""
-    missing = jax.typeof(reference).mat.varying - jax.typeof(x).mat.varying
-    return jax.lax.pcast(x, tuple(missing), to="varying") if missing else x
-
-
 def _has_scale(path: tuple[str, ...], leaf: Any) -> bool:
     """Everything that multiplies: kernels, embeddings and normalisation scales, by not being named as an offset."""
     named = path[-1] if path else ""

@@ -77,6 +77,8 @@ def esam(
       One more forward and backward pass: 2.03 times the FLOPs, and one copy of the weights. All shapes are fixed: leaves and
       examples are left out by weights of 0, so the time that the paper saves is not saved. The increases, ``[B]``, are gathered
       from a sharded batch.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 2.3 times the FLOPs and 2.1 times the bytes of a plain training
+      step, and 0.01 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -176,6 +178,8 @@ def gradient_norm_penalty(
 
     Cost:
       One more forward and backward pass: 2.02 times the FLOPs, and one copy of the weights.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 2.3 times the FLOPs and 2.4 times the bytes of a plain training
+      step, and 0.089 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

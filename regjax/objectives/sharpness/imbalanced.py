@@ -66,6 +66,8 @@ def imbsam(
     Cost:
       One more forward and two more backward passes, as the rare and the frequent classes share the first forward pass: 2.67
       times the FLOPs, whatever the labels, and one copy of the weights.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 3 times the FLOPs and 2.7 times the bytes of a plain training
+      step, and 0.18 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from regjax.core import checks, trees
-from regjax.core.sharding import placed_like
+from regjax.core.sharding import placed_like, varying_like
 from regjax.core.strength import accepts
 from regjax.core.types import Array, PyTree, Stateful, Strength, Where
 from regjax.objectives.lift import (
@@ -27,7 +27,6 @@ from regjax.objectives.sharpness._perturbations import (
     check_ascent,
     orthogonal_part,
     scales_of,
-    varying_like,
 )
 
 
@@ -81,6 +80,8 @@ def gsam(
 
     Cost:
       One more forward and backward pass: 2.03 times the FLOPs, and two copies of the weights.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 2.3 times the FLOPs and 2.6 times the bytes of a plain training
+      step, and 0.088 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -182,8 +183,11 @@ def look_sam(
       ValueError: if a strength or option does not fit, ``loss_fn`` returns no scalar, or the state is not of these parameters.
 
     Cost:
-      One more forward and backward pass in one of k steps: (1 + 1 / k) times the FLOPs on average; two copies of the weights,
-      one of them kept. Under ``vmap`` over states of different steps both branches are computed, in each step.
+      One more forward and backward pass in one of k steps: (1 + 1 / k) times the FLOPs on average; two copies of the weights, one
+      of them kept. Under ``vmap`` over states of different steps both branches are computed, in each step. XLA counts both kinds
+      of step in each.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 2.3 times the FLOPs and 2.7 times the bytes of a plain training
+      step, and 0.089 times its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

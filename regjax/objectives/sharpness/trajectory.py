@@ -61,6 +61,7 @@ def trajectory_kl(logits: Any, past_logits: Any, *, temperature: Strength = 5.0,
 
     Cost:
       Two softmaxes; no extra pass of the model.
+      XLA at [1024, 1000]: at most 8 times the FLOPs and 2.6 times the bytes of cross-entropy, and 0.55 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -125,8 +126,10 @@ def saf(
 
     Cost:
       No forward or backward pass: 1.02 times the FLOPs. A memory of ``4 N K (lag + 1)`` bytes in float32, B rows of which are
-      read and written; a jit that donates it updates it in place. It may be sharded over N:
-      ``jax.jit(memory.init, out_shardings=...)()``.
+      read and written; a jit that donates it updates it in place. It may be sharded over N: ``jax.jit(memory.init,
+      out_shardings=...)()``. XLA counts the write as a pass over the whole memory.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 5.9 times the bytes of a plain training
+      step, and 0 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -229,6 +232,8 @@ def mesa(*, weight: Strength = 0.8, temperature: Strength = 5.0, decay: Strength
     Cost:
       One forward pass for ``ema_logits``, a third more FLOPs, and a float32 copy of the parameters; SAF needs no pass and a
       memory of the training set instead.
+      XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.5 times the FLOPs and 1.7 times the bytes of a plain training
+      step, and 0.17 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -289,10 +294,12 @@ def _divergence(name: str, logits: Array, past: Array, temperature: Any) -> Arra
     checks.number(name, "temperature", temperature, low=0.0, open_low=True)
     dtype = trees.accumulator(logits)
     t = jnp.asarray(temperature, dtype)
-    log_p = jax.nn.log_softmax(logits.astype(dtype) / t, axis=-1)
-    log_q = jax.nn.log_softmax(jax.lax.stop_gradient(past).astype(dtype) / t, axis=-1)
-    q = jnp.exp(log_q)
-    return jnp.square(t) * jnp.sum(q * jnp.where(q > 0, log_q - log_p, 0), axis=-1)
+    now = classes.normalise(logits.astype(dtype) / t)
+    then = classes.normalise(jax.lax.stop_gradient(past).astype(dtype) / t)
+    q = jnp.exp(then.shifted)
+    # Divided after the sum, so that no array of probabilities is kept for the backward pass.
+    apart = jnp.sum(q * jnp.where(q > 0, then.shifted - now.shifted, 0), axis=-1) / jnp.exp(then.log_total)
+    return jnp.square(t) * (apart + now.log_total - then.log_total)
 
 
 def _mean(values: Array, counts: Array) -> Array:

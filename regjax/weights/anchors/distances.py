@@ -32,6 +32,8 @@ def sorted_init(params: PyTree) -> SortedInit:
 
     Cost:
       One sort for each leaf. Call it outside ``jit``: inside, the compiler sorts the constant itself, very slowly.
+      XLA at 8 times [512, 512]: at most 20 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -81,6 +83,8 @@ def wasserstein_to_init(
 
     Cost:
       One sort of each leaf and step. On an Explicit mesh, sharded leaves are gathered.
+      XLA at 8 times [512, 512]: at most 14 times the FLOPs and 5.3 times the bytes of a copy of its arguments, and 0.31 times
+      its memory more.
 
     Example:
       >>> import functools, jax.numpy as jnp, regjax as rj
@@ -154,7 +158,9 @@ def l2_sp(
       ValueError: if the trees do not fit, a strength is negative, or a choice of leaves is none.
 
     Cost:
-      One pass over the parameters and the anchor, which stays in memory.
+      One pass each way over the parameters and the anchor, which stays in memory.
+      XLA at 16 times [512, 512]: at most 2.3 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.14 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -61,7 +61,9 @@ def diagonal_fisher(
 
     Cost:
       One forward pass, and a backward pass for each class (``"empirical"``: one), of all data, with the gradients of B examples
-      in memory: ``2 B P`` numbers. Sharded parameters are gathered.
+      in memory: ``2 B P`` numbers. Sharded parameters are gathered. XLA counts the bodies of the loops once.
+      XLA at [256, 256]: at most 2 times the FLOPs and 21 times the bytes of the gradient of a batch, and 13 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -102,6 +104,8 @@ def ewc_init(params: PyTree, *, precision: Strength = 1.0, where: Where = "all")
 
     Cost:
       Two copies of the parameters.
+      XLA at 16 times [512, 512]: at most 0 times the FLOPs and 1.1 times the bytes of a copy of its results, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -150,7 +154,9 @@ def ewc_update(
       ValueError: if ``state`` is not of these parameters, or for what `diagonal_fisher` refuses.
 
     Cost:
-      That of `diagonal_fisher`, once for each task.
+      That of `diagonal_fisher`, once for each task. XLA counts the bodies of the loops once.
+      XLA at [256, 256]: at most 2 times the FLOPs and 22 times the bytes of the gradient of a batch, and 13 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -196,7 +202,9 @@ def ewc(params: PyTree, state: EWCState, *, weight: Strength = 1.0) -> Array:
       ValueError: if ``state`` is not of these parameters, or ``weight`` is negative or no number.
 
     Cost:
-      One pass over the parameters and the memory.
+      One pass over the parameters and the memory each way.
+      XLA at 24 times [512, 512]: at most 2.6 times the FLOPs and 1.5 times the bytes of a copy of its arguments, and 0.092
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

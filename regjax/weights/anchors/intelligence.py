@@ -48,6 +48,8 @@ def si_init(params: PyTree, *, precision: Strength = 1.0, where: Where = "all") 
 
     Cost:
       Four copies of the parameters.
+      XLA at 32 times [512, 512]: at most 0 times the FLOPs and 1.1 times the bytes of a copy of its results, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -85,6 +87,8 @@ def si_step(state: SIState, gradients: PyTree, updates: PyTree) -> SIState:
 
     Cost:
       One pass over the parameters.
+      XLA at 48 times [512, 512]: at most 0.37 times the FLOPs and 0.37 times the bytes of a copy of its arguments, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -133,6 +137,8 @@ def si_update(state: SIState, params: PyTree, *, xi: float = 0.1, nonnegative: b
 
     Cost:
       One pass over the parameters and the memory, once for each task.
+      XLA at 40 times [512, 512]: at most 1.1 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.13 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -186,7 +192,9 @@ def si(params: PyTree, state: SIState, *, weight: Strength = 1.0) -> Array:
       ValueError: if ``state`` is not of these parameters, or ``weight`` is negative or no number.
 
     Cost:
-      One pass over the parameters and the memory.
+      One pass over the parameters and the memory each way.
+      XLA at 40 times [512, 512]: at most 1.6 times the FLOPs and 0.89 times the bytes of a copy of its arguments, and 0.056
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -35,6 +35,8 @@ def apply_mixout(
 
     Cost:
       One pass over the parameters and the anchor, which stays in memory.
+      XLA at 24 times [512, 512]: at most 2.6 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -101,6 +103,8 @@ def mixout(
     Cost:
       A random number for every weight, or for every row with ``shared_axis``; the anchor stays in memory. No extra pass of the
       model.
+      XLA at 16 times [512, 512]: at most 37 times the FLOPs and 5.5 times the bytes of a copy of its arguments, and 0.069 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -54,6 +54,8 @@ def neural_consolidation_init(
 
     Cost:
       The network, about ``256 P`` numbers.
+      XLA at [2570, 256]: at most 110 times the FLOPs and 8.3 times the bytes of a copy of its results, and 1.6 times its memory
+      more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -122,7 +124,9 @@ def neural_consolidation_update(
 
     Cost:
       ``steps * num_points`` forward passes over all data of the task, compiled as one loop, with ``num_points`` of them in
-      memory at a time. Once for each task.
+      memory at a time. Once for each task. XLA counts the body of the loop once.
+      XLA at [256, 256]: at most 130 times the FLOPs and 140 times the bytes of the gradient of a batch, and 40 times its memory
+      more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -189,6 +193,8 @@ def neural_consolidation(params: PyTree, state: NeuralState, *, weight: Strength
     Cost:
       A forward and backward pass of the network, about ``1000 P`` FLOPs. Meant for small heads on frozen features, whose
       sharded leaves are gathered.
+      XLA at [2570, 256]: at most 4.5 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.006 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -47,6 +47,8 @@ def aqc_init(params: PyTree, *, precision: Strength = 1.0, where: Where = "all")
 
     Cost:
       ``P^2`` numbers of memory.
+      XLA at [2570, 2570]: at most 2.2 times the FLOPs and 0.56 times the bytes of a copy of its results, and 0 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -105,7 +107,10 @@ def aqc_update(
 
     Cost:
       For each batch P products with the Hessian, of about two forward and backward passes each, with ``chunk_size`` of them in
-      memory; with ``psd`` an eigendecomposition of ``P^3``. Once for each task.
+      memory beside ``P^2`` numbers; with ``psd`` an eigendecomposition of ``P^3``. Once for each task. XLA counts the bodies of
+      the loops once.
+      XLA at [256, 256]: at most 94 times the FLOPs and 380 times the bytes of the gradient of a batch, and 110 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -174,6 +179,8 @@ def quadratic_consolidation(params: PyTree, state: AQCState, *, weight: Strength
     Cost:
       One product with the Hessian, ``2 P^2`` FLOPs, and none in the backward pass. Meant for small heads on frozen features,
       whose sharded leaves are gathered.
+      XLA at [2570, 2570]: at most 2.2 times the FLOPs and 0.56 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

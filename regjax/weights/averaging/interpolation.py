@@ -33,6 +33,8 @@ def interpolate(start: PyTree, end: PyTree, *, alpha: Strength = 0.5) -> PyTree:
 
     Cost:
       One pass over both models. No training; inference costs what one model does.
+      XLA at 16 times [512, 512]: at most 1.7 times the FLOPs and 0.83 times the bytes of a copy of its arguments, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -85,6 +87,8 @@ def fisher_interpolate(
 
     Cost:
       One pass over four trees; the Fisher information costs a backward pass for each example it is measured on.
+      XLA at 32 times [512, 512]: at most 5.5 times the FLOPs and 0.69 times the bytes of a copy of its arguments, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -65,6 +65,8 @@ def ema(decay: Strength = 0.999, *, debias: bool = False, warmup: bool = False) 
 
     Cost:
       A copy of the parameters and one pass over them; sharded as they are.
+      XLA at 16 times [512, 512]: at most 1.7 times the FLOPs and 1.4 times the bytes of a copy of its arguments, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -140,6 +142,8 @@ def swa(*, start: int = 0, period: int = 1) -> Stateful:
 
     Cost:
       A copy of the parameters and one pass over them; sharded as they are.
+      XLA at 16 times [512, 512]: at most 2.8 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -207,6 +211,7 @@ def recompute_batch_stats(apply: Callable[[PyTree, Any], PyTree], params: PyTree
 
     Cost:
       One forward pass over the batches.
+      XLA at [1024, 512]: at most 1.2 times the FLOPs and 1.6 times the bytes of a forward pass, and 0.16 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -53,6 +53,8 @@ def uniform_soup(models: Iterable[PyTree]) -> PyTree:
 
     Cost:
       One pass over each model, and one copy of the parameters. No training; inference costs what one model does.
+      XLA at 32 times [512, 512]: at most 2.5 times the FLOPs and 0.69 times the bytes of a copy of its arguments, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -172,6 +174,8 @@ def learned_soup(
       All M models in memory, one pass over them and one forward and backward pass of the model in a step. Call
       ``learned_soup`` inside the compiled step with the models among its arguments: closed over, they become constants of
       the program.
+      XLA at 8 times [512, 512]: at most 1.2 times the FLOPs and 2.8 times the bytes of a gradient of one model, and 0.21 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -12,6 +12,7 @@ from flax import nnx
 
 from regjax.core import checks, sharding, trees
 from regjax.core.types import Array, PyTree
+from regjax.weights.matrix import gram_matrix
 
 
 def sorsa_orthonormality(adapters: PyTree, *, squared: bool = False) -> Array:
@@ -36,7 +37,9 @@ def sorsa_orthonormality(adapters: PyTree, *, squared: bool = False) -> Array:
       ValueError: if the tree has leaves but no such pair, shapes do not fit, or ``squared`` is no bool.
 
     Cost:
-      ``rank^2 (in + out)`` multiplications for each adapter; no forward pass.
+      ``rank^2 (in + out)`` multiplications for each adapter each way; no forward pass.
+      XLA at 8 times [512, 64]: at most 290 times the FLOPs and 6 times the bytes of a copy of its arguments, and 1.2 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -69,8 +72,7 @@ def sorsa_orthonormality(adapters: PyTree, *, squared: bool = False) -> Array:
         if len(xs) == 1:
             gram = sharding.contract_rows(xs[0], xs[0])[None]
         else:
-            stacked = jnp.stack(xs)
-            gram = jnp.einsum("nir,nis->nrs", stacked, stacked)
+            gram = gram_matrix(jnp.stack(xs))
         squares = jnp.sum(jnp.square(gram - jnp.eye(gram.shape[-1], dtype=gram.dtype)), axis=(1, 2))
         terms.append(jnp.sum(squares if squared else trees.safe_sqrt(squares)))
     return sum(terms, jnp.zeros((), jnp.float32)) / max(len(matrices), 1)
@@ -105,6 +107,8 @@ def orthogonal_group_penalty(adapters: PyTree, *, contract: str = "input") -> Ar
     Cost:
       For each adapter N (N + 1) / 2 matrices ``[out, out]`` (``[in, in]``) of memory and ``rank`` times as many operations;
       no forward pass.
+      XLA at [512, 512]: at most 640 times the FLOPs and 39 times the bytes of a copy of its arguments, and 6.4 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -35,6 +35,8 @@ def srip_matrix(w: Any, start: Any) -> Array:
 
     Cost:
       4 products of the matrix with a vector forward; the Gram matrix is not formed.
+      XLA at [8, 512, 512]: at most 24 times the FLOPs and 4.5 times the bytes of a copy of its arguments, and 0.0076 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -82,8 +84,10 @@ def srip(
         ``matrix_of`` gives no matrix.
 
     Cost:
-      8 FLOPs for each weight forward and four reads of the kernels; no forward pass of the model. On an Explicit mesh,
-      sharded kernels are gathered.
+      8 FLOPs for each weight forward and four reads of the kernels; no forward pass of the model. On an Explicit mesh, sharded
+      kernels are gathered. XLA counts the gradient of kernels of equal shape once for each of them.
+      XLA at 8 times [512, 512]: at most 78 times the FLOPs and 5.7 times the bytes of a copy of its arguments, and 0.56 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -126,7 +130,10 @@ def stateful_srip(
         form.
 
     Cost:
-      As `srip`, and a vector of memory for each kernel.
+      As `srip`, and a vector of memory for each kernel. XLA counts the gradient of kernels of equal shape once for each of
+      them.
+      XLA at 8 times [512, 512]: at most 77 times the FLOPs and 5.7 times the bytes of a copy of its arguments, and 0.56 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -31,6 +31,8 @@ def attention_log_penalty(attention: Any, *, all_blocks: bool = False, where: An
 
     Cost:
       One pass over the probabilities each way. The attention has to hand them out: fused attention does not have them.
+      XLA at [16, 8, 64, 64]: at most 7.7 times the FLOPs and 2.8 times the bytes of a copy of its arguments, and 0.55 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -36,7 +36,9 @@ def kurtosis_skewness(w: Any) -> WeightMoments:
       ValueError: if ``w`` is not floating.
 
     Cost:
-      Three passes over the weights each way.
+      Three passes over the weights forward, two backward.
+      XLA at [2048, 512]: at most 28 times the FLOPs and 9.4 times the bytes of a copy of its arguments, and 1.2 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -50,15 +52,18 @@ def kurtosis_skewness(w: Any) -> WeightMoments:
     w = checks.floating("weights.kurtosis_skewness", "w", w)
     x = w.astype(trees.accumulator(w))
     n = max(x.size, 1)
+    # Over the largest entry, which changes neither, the fourth powers stay in range.
+    top = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), initial=0)
+    x = x / jnp.where(top > 0, top, 1)
     centred = x - jnp.sum(x) / n
-    variance = jnp.sum(jnp.square(centred)) / max(n - 1, 1)
+    squares = jnp.square(centred)
+    variance = jnp.sum(squares) / max(n - 1, 1)
     # The mean of equal entries is off by its rounding, and that difference is no distribution.
-    noise = 8 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(jax.lax.stop_gradient(x)), initial=0)
-    spread = variance > jnp.square(noise)
-    z = jnp.where(spread, centred * jax.lax.rsqrt(jnp.where(spread, variance, 1)), 0)
-    z = jnp.where(jnp.isnan(variance), jnp.nan, z)
-    cube = z * jnp.square(z)
-    return WeightMoments(jnp.sum(cube * z) / n, jnp.sum(cube) / n)
+    spread = variance > (8 * float(jnp.finfo(x.dtype).eps)) ** 2
+    inverse = jax.lax.rsqrt(jnp.where(spread, variance, 1))
+    # Powers are summed before the division, so that nothing but the weights is kept for the backward pass.
+    moment = lambda sums, power: jnp.where(spread, sums / n * inverse**power, jnp.where(jnp.isnan(variance), jnp.nan, 0))
+    return WeightMoments(moment(jnp.sum(jnp.square(squares)), 4), moment(jnp.sum(squares * centred), 3))
 
 
 def weight_distribution_penalty(
@@ -96,7 +101,9 @@ def weight_distribution_penalty(
       ValueError: if a weight is negative, a number is not finite, ``skip_first`` is not a bool, or ``where`` is wrong.
 
     Cost:
-      Three passes over the weights each way; no forward pass.
+      Three passes over the weights forward, two backward; no forward pass.
+      XLA at 8 times [512, 512]: at most 25 times the FLOPs and 8.3 times the bytes of a copy of its arguments, and 0.97 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

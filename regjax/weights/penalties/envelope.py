@@ -43,6 +43,8 @@ def wgsef(params: PyTree, k: Strength, *, groups: Any = "out", group_weights: An
 
     Cost:
       One pass over the weights each way, and a sort of the group norms; no forward pass.
+      XLA at 8 times [512, 512]: at most 3.5 times the FLOPs and 1.8 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

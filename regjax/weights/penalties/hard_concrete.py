@@ -32,6 +32,8 @@ def nonzero_probability(log_alpha: Any) -> Array:
 
     Cost:
       One sigmoid for each gate.
+      XLA at [512, 512]: at most 25 times the FLOPs and 3.4 times the bytes of a copy of its arguments, and 0 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -69,7 +71,9 @@ def l0_penalty(log_alpha: Any, kernel: Any, *, l0: Strength, l2: Strength = 0.0,
       ValueError: if the gates do not fit the kernel, a strength is negative or not finite, or ``groups`` is unknown.
 
     Cost:
-      One pass over the kernel where ``l2`` is not 0.
+      One pass over the kernel each way where ``l2`` is not 0.
+      XLA at [512, 512]: at most 3.4 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -39,6 +39,8 @@ def low_rank_group_lasso(params: PyTree, *, hierarchical: bool = True, where: Wh
 
     Cost:
       One pass over the factors each way; no forward pass. The axis of ranks is gathered where it is sharded.
+      XLA at 8 times [512, 64]: at most 3.4 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -82,6 +84,8 @@ def rank_importance(u: Any, v: Any, *, hierarchical: bool = True) -> Array:
 
     Cost:
       One pass over the factors.
+      XLA at [512, 64]: at most 2.3 times the FLOPs and 0.56 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -120,6 +124,8 @@ def shrink_ranks(u: Any, v: Any, *, threshold: Strength = 1e-5, hierarchical: bo
 
     Cost:
       That of `rank_importance`.
+      XLA at [512, 64]: at most 2.3 times the FLOPs and 0.56 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -160,6 +166,8 @@ def fold_ranks(u: Any, v: Any, alive: Any = None) -> tuple[Array, ...]:
 
     Cost:
       One matrix product at most, outside of training: the shapes depend on the values, so it does not compile.
+      XLA at [512, 384]: at most 0.86 times the FLOPs and 2.2 times the bytes of the product of the matrices, and 0.52 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -34,6 +34,8 @@ def l1(params: PyTree, *, where: Where = None) -> Array:
 
     Cost:
       One pass over the weights each way; no forward pass.
+      XLA at 8 times [512, 512]: at most 3.3 times the FLOPs and 2.2 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -67,6 +69,8 @@ def l2(params: PyTree, *, where: Where = None) -> Array:
 
     Cost:
       One pass over the weights each way; no forward pass.
+      XLA at 8 times [512, 512]: at most 2.2 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -99,6 +103,8 @@ def elastic_net(params: PyTree, *, l1: Strength, l2: Strength, where: Where = No
 
     Cost:
       One pass over the weights each way; no forward pass.
+      XLA at 8 times [512, 512]: at most 7.7 times the FLOPs and 3.9 times the bytes of a copy of its arguments, and 0.55 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -141,6 +147,8 @@ def group_lasso(params: PyTree, *, groups: Any = "out", size_weighted: bool = Fa
 
     Cost:
       One pass over the weights each way; no forward pass.
+      XLA at 8 times [512, 512]: at most 3.4 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -181,6 +189,8 @@ def sparse_group_lasso(
 
     Cost:
       One pass over the weights each way; no forward pass.
+      XLA at 8 times [512, 512]: at most 8.9 times the FLOPs and 3.9 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

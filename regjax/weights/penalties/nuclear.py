@@ -46,8 +46,10 @@ def nuclear_norm(
 
     Cost:
       A singular value decomposition of each kernel: some ``20 m n min(m, n)`` FLOPs, of little parallelism; kernels of equal
-      shape go as one batch. No forward pass. On an Explicit mesh, sharded kernels are gathered. For large kernels decompose
-      one of them per step, chosen by ``mask`` or ``where``, or use `spectral_penalty`.
+      shape go as one batch. No forward pass. On an Explicit mesh, sharded kernels are gathered. For large kernels decompose one
+      of them per step, chosen by ``mask`` or ``where``, or use `spectral_penalty`. XLA does not count the decomposition.
+      XLA at 8 times [512, 512]: at most 1,200 times the FLOPs and 8.3 times the bytes of a copy of its arguments, and 2.2 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -31,7 +31,9 @@ def renormalize(params: PyTree, mask: Where = None, *, norm: Any = 1.0, referenc
       ValueError: if ``norm`` is not above 0, a chosen leaf is not floating, or ``reference`` does not match ``params``.
 
     Cost:
-      Two passes over the weights.
+      Three passes over the weights.
+      XLA at 8 times [512, 512]: at most 8.8 times the FLOPs and 3.3 times the bytes of a copy of its arguments, and 0.55 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

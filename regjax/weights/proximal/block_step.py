@@ -41,6 +41,8 @@ def prox_block_step(
 
     Cost:
       About 12 FLOPs for each weight, of all blocks; no pass through a model. Blocks within a leaf gather it on a mesh.
+      XLA at 16 times [512, 512]: at most 11 times the FLOPs and 2.8 times the bytes of a copy of its arguments, and 0.31 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

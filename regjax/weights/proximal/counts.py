@@ -39,6 +39,8 @@ def prox_l0(params: PyTree, step: Strength, *, where: Where = None) -> PyTree:
 
     Cost:
       One pass over the weights.
+      XLA at 8 times [512, 512]: at most 3.3 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -83,7 +85,9 @@ def project_top_k(params: PyTree, step: Any = None, *, k: Strength, scope: str =
 
     Cost:
       About 55 passes over the weights, which find the threshold by counting: no sort, and on a mesh only sums cross the
-      devices. Leaves of equal shape go as one.
+      devices. Leaves of equal shape go as one. XLA counts the bodies of the loops once.
+      XLA at 8 times [512, 512]: at most 76 times the FLOPs and 14 times the bytes of a copy of its arguments, and 1.4 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -131,7 +135,9 @@ def project_top_groups(params: PyTree, step: Any = None, *, k: Strength, groups:
       ValueError: if ``k`` is negative or no integer, or ``groups`` or ``where`` is wrong.
 
     Cost:
-      Two passes over the weights, and some 40 over the group norms.
+      Two passes over the weights, and some 40 over the group norms. XLA counts the bodies of the loops once.
+      XLA at 8 times [512, 512]: at most 3.5 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

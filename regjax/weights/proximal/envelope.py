@@ -41,7 +41,9 @@ def prox_wgsef(
         ``where`` is wrong.
 
     Cost:
-      Two passes over the weights, and 31 over the group norms.
+      Two passes over the weights, and 31 over the group norms. XLA counts the body of the loop once.
+      XLA at 8 times [512, 512]: at most 3.4 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

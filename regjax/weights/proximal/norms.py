@@ -34,6 +34,8 @@ def prox_l1(params: PyTree, step: Strength, *, where: Where = None) -> PyTree:
 
     Cost:
       One pass over the weights.
+      XLA at 8 times [512, 512]: at most 2.2 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -66,6 +68,8 @@ def prox_l2(params: PyTree, step: Strength, *, where: Where = None) -> PyTree:
 
     Cost:
       One pass over the weights.
+      XLA at 8 times [512, 512]: at most 1.1 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -99,6 +103,8 @@ def prox_elastic_net(params: PyTree, step: Strength, *, l1: Strength, l2: Streng
 
     Cost:
       One pass over the weights.
+      XLA at 8 times [512, 512]: at most 3.3 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -140,6 +146,8 @@ def prox_group_lasso(
 
     Cost:
       Two passes over the weights.
+      XLA at 8 times [512, 512]: at most 3.4 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -186,6 +194,8 @@ def prox_sparse_group_lasso(
 
     Cost:
       Two passes over the weights.
+      XLA at 8 times [512, 512]: at most 5.6 times the FLOPs and 2.8 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -47,8 +47,10 @@ def prox_nuclear(
         ``matrix_of`` gives no matrices of all entries.
 
     Cost:
-      A singular value decomposition of each kernel, some ``20 m n min(m, n)`` FLOPs; kernels of equal shape go as one
-      batch. On an Explicit mesh, sharded kernels are gathered.
+      A singular value decomposition of each kernel, some ``20 m n min(m, n)`` FLOPs; kernels of equal shape go as one batch. On
+      an Explicit mesh, sharded kernels are gathered. XLA does not count the decomposition.
+      XLA at 8 times [512, 512]: at most 1,200 times the FLOPs and 6.1 times the bytes of a copy of its arguments, and 1.7 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -100,8 +102,10 @@ def project_spectral_ball(
         or ``matrix_of`` gives no matrices of all entries.
 
     Cost:
-      A singular value decomposition of each kernel, some ``20 m n min(m, n)`` FLOPs; kernels of equal shape go as one
-      batch. On an Explicit mesh, sharded kernels are gathered.
+      A singular value decomposition of each kernel, some ``20 m n min(m, n)`` FLOPs; kernels of equal shape go as one batch. On
+      an Explicit mesh, sharded kernels are gathered. XLA does not count the decomposition.
+      XLA at 8 times [512, 512]: at most 1,200 times the FLOPs and 16 times the bytes of a copy of its arguments, and 2.2 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -164,9 +168,11 @@ def project_stiefel(
         that is no matrix, or ``matrix_of`` gives no matrices of all entries.
 
     Cost:
-      A singular value decomposition of each kernel, some ``20 m n min(m, n)`` FLOPs, or ``4 m n min(m, n)`` in matrix
-      products for each step of the iteration, which an accelerator does far faster. Kernels of equal shape go as one
-      batch. On an Explicit mesh, sharded kernels are gathered.
+      A singular value decomposition of each kernel, some ``20 m n min(m, n)`` FLOPs, or ``4 m n min(m, n)`` in matrix products
+      for each step of the iteration, which an accelerator does far faster. Kernels of equal shape go as one batch. On an
+      Explicit mesh, sharded kernels are gathered. Of the decomposition XLA counts nothing, of the iteration one step.
+      XLA at 8 times [512, 512]: at most 1,200 times the FLOPs and 6.1 times the bytes of a copy of its arguments, and 1.7 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

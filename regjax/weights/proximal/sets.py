@@ -41,6 +41,8 @@ def project_box(
 
     Cost:
       One pass over the weights.
+      XLA at 8 times [512, 512]: at most 1.1 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -82,6 +84,8 @@ def project_nonnegative(params: PyTree, step: Any = None, *, where: Where = None
 
     Cost:
       One pass over the weights.
+      XLA at 8 times [512, 512]: at most 1.1 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -119,7 +123,10 @@ def project_simplex(params: PyTree, step: Any = None, *, total: Strength, groups
       ValueError: if ``total`` is negative or not finite, or ``groups`` or ``where`` is wrong.
 
     Cost:
-      35 passes over the weights, which find the threshold by bisection: no sort, and on a mesh only sums cross the devices.
+      35 passes over the weights, which find the threshold by bisection: no sort, and on a mesh only sums cross the devices. XLA
+      counts the body of the loop once.
+      XLA at 8 times [512, 512]: at most 20 times the FLOPs and 6.6 times the bytes of a copy of its arguments, and 1.1 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -165,7 +172,10 @@ def project_l1_ball(params: PyTree, step: Any = None, *, radius: Strength, group
       ValueError: if ``radius`` is negative or not finite, or ``groups`` or ``where`` is wrong.
 
     Cost:
-      35 passes over the weights, which find the threshold by bisection: no sort, and on a mesh only sums cross the devices.
+      35 passes over the weights, which find the threshold by bisection: no sort, and on a mesh only sums cross the devices. XLA
+      counts the body of the loop once.
+      XLA at 8 times [512, 512]: at most 30 times the FLOPs and 8.3 times the bytes of a copy of its arguments, and 1.1 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -214,6 +224,8 @@ def project_l2_ball(params: PyTree, step: Any = None, *, radius: Strength, group
 
     Cost:
       Two passes over the weights.
+      XLA at 8 times [512, 512]: at most 3.4 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

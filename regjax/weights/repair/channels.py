@@ -69,7 +69,10 @@ def reconstruct_channels(
         ``quantized`` is missing or not wanted.
 
     Cost:
-      Once: one Gram matrix and one Cholesky factorisation ``[out, out]`` for all channels together.
+      Once: one Gram matrix and one Cholesky factorisation ``[out, out]`` for all channels together. XLA does not count the
+      factorisation.
+      XLA at 2 times [3, 3, 64, 64]: at most 290 times the FLOPs and 5.7 times the bytes of a copy of its arguments, and 0.58
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

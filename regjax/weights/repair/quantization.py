@@ -45,6 +45,8 @@ def round_to_nearest(
     Cost:
       Three passes over the weights; percentages and quartiles find their thresholds by counting, in 32 passes or four times
       that. Blocks gather weights that are sharded.
+      XLA at [2048, 512]: at most 8.9 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -95,6 +97,8 @@ def restore_super(w_hat: Any, w: Any, coords: Any) -> Array:
 
     Cost:
       One pass over the weights.
+      XLA at 2 times [2048, 512]: at most 0.55 times the FLOPs and 0.9 times the bytes of a copy of its arguments, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -133,7 +137,9 @@ def quantize_super_activation(x: Any, coord: Any, *, bits: int = 8) -> Array:
       ValueError: if a shape or dtype does not fit, a known place lies outside ``x``, or ``bits`` lies outside [1, 16].
 
     Cost:
-      Three passes over the activations, and 32 to count out the median.
+      Three passes over the activations, and 32 to count out the median. XLA counts the body of the loop once.
+      XLA at [64, 64, 256]: at most 23 times the FLOPs and 6.9 times the bytes of a copy of its arguments, and 0.56 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

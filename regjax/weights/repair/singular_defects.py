@@ -37,6 +37,8 @@ def attention_linear_map(value_kernel: Any, proj_kernel: Any, norm_scale: Any = 
 
     Cost:
       ``2 D^2 E`` FLOPs.
+      XLA at 2 times [512, 512]: at most 1.2 times the FLOPs and 3 times the bytes of the product of the matrices, and 0.37
+      times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -93,7 +95,9 @@ def linearize_mlp(
 
     Cost:
       ``num_samples`` forward passes of ``fn`` and ``2 N D (D + H)`` FLOPs, as one compiled loop over chunks; then one solve of
-      ``D^3``.
+      ``D^3``. XLA counts the body of the loop once.
+      XLA at [1024, 256]: at most 1.5 times the FLOPs and 3.1 times the bytes of the function at as many inputs, and 0.31 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -153,7 +157,10 @@ def singular_defect_directions(blocks: Array | Sequence[Array]) -> Array:
       ValueError: if ``blocks`` is no stack of square floating-point matrices.
 
     Cost:
-      L products and singular value decompositions of ``[D, D]``; once for a model.
+      L products and singular value decompositions of ``[D, D]``; once for a model. XLA counts one of the products, and no
+      decomposition.
+      XLA at [12, 256, 256]: at most 51 times the FLOPs and 3.9 times the bytes of a copy of its arguments, and 1.7 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -49,6 +49,8 @@ def weight_compander(v: Any, a: Any, b: Any, *, function: str = "arctan") -> Arr
 
     Cost:
       One arctan or tanh for each weight and step. The same map in training and test; afterwards the weights can be stored.
+      XLA at [2048, 512]: at most 9.9 times the FLOPs and 3.9 times the bytes of a copy of its arguments, and 0 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -94,6 +96,8 @@ def compander_init(
 
     Cost:
       One pass, once.
+      XLA at [2048, 512]: at most 6.7 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -134,6 +138,8 @@ def compand(
 
     Cost:
       One pass, once.
+      XLA at 8 times [512, 512]: at most 6.6 times the FLOPs and 2.2 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -180,6 +186,8 @@ def companded(params: CompandedParams, *, function: str = "arctan") -> PyTree:
 
     Cost:
       One arctan or tanh for each chosen weight.
+      XLA at 8 times [512, 512]: at most 16 times the FLOPs and 8.9 times the bytes of a copy of its arguments, and 1.5 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -37,7 +37,9 @@ def weight_norm(v: Any, g: Any) -> Array:
       ValueError: if ``v`` is no float kernel or ``g`` does not have one length for each output.
 
     Cost:
-      Two passes over the kernel.
+      Two passes over the kernel each way.
+      XLA at [2048, 512]: at most 13 times the FLOPs and 5 times the bytes of a copy of its arguments, and 0.01 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -75,6 +77,8 @@ def split_norm(params: PyTree, *, where: Where = None) -> NormedParams:
 
     Cost:
       One pass, once.
+      XLA at 8 times [512, 512]: at most 2.2 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -115,7 +119,9 @@ def join_norm(params: NormedParams) -> PyTree:
       ValueError: if ``params`` is no `NormedParams` or its parts do not fit.
 
     Cost:
-      Two passes over the chosen kernels.
+      Two passes over the chosen kernels each way.
+      XLA at 8 times [512, 512]: at most 13 times the FLOPs and 5.6 times the bytes of a copy of its arguments, and 0.01 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

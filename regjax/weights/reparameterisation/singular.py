@@ -59,7 +59,9 @@ def sorsa_init(kernel: Any, *, rank: int, scale: Strength = 1.0) -> SORSAFactors
       ValueError: if the kernel is no floating matrix, or ``rank`` or ``scale`` is outside its range.
 
     Cost:
-      One singular value decomposition in float32 or better, once before training.
+      One singular value decomposition in float32 or better, once before training. XLA does not count the decomposition.
+      XLA at [512, 512]: at most 40 times the FLOPs and 5.1 times the bytes of a copy of its arguments, and 1.2 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -99,7 +101,9 @@ def pissa_init(kernel: Any, *, rank: int, scale: Strength = 1.0) -> PiSSAFactors
       ValueError: if the kernel is no floating matrix, or ``rank`` or ``scale`` is outside its range.
 
     Cost:
-      One singular value decomposition in float32 or better, once before training.
+      One singular value decomposition in float32 or better, once before training. XLA does not count the decomposition.
+      XLA at [512, 512]: at most 39 times the FLOPs and 4.5 times the bytes of a copy of its arguments, and 1.2 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -141,6 +145,8 @@ def sorsa_merge(residual: Any, u: Any, s: Any, vt: Any, *, scale: Strength = 1.0
 
     Cost:
       One product of ``in * rank * out`` multiplications.
+      XLA at [512, 512]: at most 110 times the FLOPs and 3.9 times the bytes of a copy of its arguments, and 0.54 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -39,6 +39,8 @@ def sparse_reparam(w: Any, u: Any, v: Any, *, lam: Strength) -> Array:
 
     Cost:
       Three times the memory of the weights and their optimiser; three multiplications each.
+      XLA at 3 times [512, 512]: at most 2.6 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -81,6 +83,8 @@ def sparse_reparam_init(shape: tuple[int, ...], *, alpha: float = 1e-5, dtype: A
 
     Cost:
       Three arrays of the shape.
+      XLA at 3 times [512, 512]: at most 0 times the FLOPs and 0.74 times the bytes of a copy of its results, and 0 times its
+      memory more.
 
     Example:
       >>> import regjax as rj

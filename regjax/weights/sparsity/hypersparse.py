@@ -42,7 +42,10 @@ def hypersparse_penalty(params: PyTree, *, prune_rate: Strength = 0.9, where: Wh
       ValueError: if ``prune_rate`` is outside [0, 1], or ``where`` is none of these or chooses a leaf that is no float.
 
     Cost:
-      32 counting passes over the weights for the threshold, without a sort; two passes each way; no forward pass.
+      32 counting passes over the weights for the threshold, without a sort; two passes each way; no forward pass. XLA counts
+      the body of the loop once.
+      XLA at 8 times [512, 512]: at most 25 times the FLOPs and 7.7 times the bytes of a copy of its arguments, and 1.1 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -91,7 +94,9 @@ def magnitude_mask_strict(params: PyTree, *, prune_rate: Strength, where: Where 
       ValueError: if ``prune_rate`` is outside [0, 1], or ``where`` is none of these or chooses a leaf that is no float.
 
     Cost:
-      32 counting passes over the weights; no sort.
+      32 counting passes over the weights; no sort. XLA counts the body of the loop once.
+      XLA at 8 times [512, 512]: at most 15 times the FLOPs and 4.6 times the bytes of a copy of its arguments, and 1.7 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -44,6 +44,8 @@ def irrelevance_penalty(
     Cost:
       One pass over weights and gradients each way; no forward pass. `regjax.gradients.irrelevance_decay` needs no gradient
       but the one that it gets.
+      XLA at 16 times [512, 512]: at most 5 times the FLOPs and 2 times the bytes of a copy of its arguments, and 0.14 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

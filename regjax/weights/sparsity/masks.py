@@ -39,6 +39,8 @@ def apply_mask(params: PyTree, mask: PyTree) -> PyTree:
 
     Cost:
       One pass over the weights.
+      XLA at 16 times [512, 512]: at most 0.55 times the FLOPs and 0.99 times the bytes of a copy of its arguments, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -71,6 +73,8 @@ def density(mask: PyTree) -> Array:
 
     Cost:
       One pass over the mask.
+      XLA at 8 times [512, 512]: at most 2.3 times the FLOPs and 5 times the bytes of a copy of its arguments, and 2.2 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -120,7 +124,9 @@ def topk_mask(
 
     Cost:
       About ``32 + log2(n)`` passes over the scores: the threshold is found by counting, without a sort, and on a mesh only
-      counts cross the devices.
+      counts cross the devices. XLA counts the bodies of the loops once.
+      XLA at 8 times [512, 512]: at most 74 times the FLOPs and 13 times the bytes of a copy of its arguments, and 1.4 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -160,7 +166,9 @@ def global_magnitude_mask(params: PyTree, *, sparsity: Strength = 0.1, normalize
       ValueError: if ``sparsity`` lies outside [0, 1], or ``where`` chooses a leaf that is no float.
 
     Cost:
-      About ``32 + log2(n)`` passes over the weights, without a sort.
+      About ``32 + log2(n)`` passes over the weights, without a sort. XLA counts the bodies of the loops once.
+      XLA at 8 times [512, 512]: at most 30 times the FLOPs and 8.1 times the bytes of a copy of its arguments, and 1.7 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -29,6 +29,8 @@ def small_weight_mask(params: PyTree, threshold: Strength, *, where: Where = "al
 
     Cost:
       One pass over the weights.
+      XLA at 8 times [512, 512]: at most 2.2 times the FLOPs and 0.69 times the bytes of a copy of its arguments, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -51,7 +51,9 @@ def soft_shrinkage(
         unknown, or ``where`` chooses a leaf that is no float.
 
     Cost:
-      About ``32 + log2(N)`` passes over the weights, without a sort.
+      About ``32 + log2(N)`` passes over the weights, without a sort. XLA counts the bodies of the loops once.
+      XLA at 8 times [512, 512]: at most 77 times the FLOPs and 14 times the bytes of a copy of its arguments, and 1.4 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -33,6 +33,8 @@ def nm_mask(scores: Any, *, n: int, m: int, axis: int = -1) -> Array:
 
     Cost:
       ``m`` comparisons for each entry, without a sort. An Explicit mesh gathers sharded scores.
+      XLA at [2048, 512]: at most 29 times the FLOPs and 0.69 times the bytes of a copy of its arguments, and 0 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -77,6 +79,8 @@ def sr_ste(w: Any, *, n: int, m: int, decay: Strength = 2e-4, axis: int = -2) ->
     Cost:
       ``m`` comparisons for each weight in a forward pass, and one byte for each between the passes. An Explicit mesh gathers
       sharded kernels.
+      XLA at [2048, 512]: at most 64 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 0 times its memory
+      more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

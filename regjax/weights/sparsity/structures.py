@@ -54,7 +54,9 @@ def choose_structures(key_or_scores: Any, num: int, *, ratio: float) -> Array:
       ValueError: if the first argument is neither a key nor scores ``[num]``, ``num`` is below 1, or ``ratio`` is outside [0, 1].
 
     Cost:
-      A few dozen passes over ``[num]``.
+      A few dozen passes over ``[num]``. XLA counts the bodies of the loops once.
+      XLA at [4096]: at most 28 times the FLOPs and 8.3 times the bytes of a copy of its arguments, and 1.7 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -112,6 +114,8 @@ def structured_removal_penalty(params: PyTree, spec: Any, *, p: int = 2, reducti
 
     Cost:
       One pass over the listed leaves each way; no forward pass.
+      XLA at 8 times [512, 512]: at most 7.7 times the FLOPs and 2.8 times the bytes of a copy of its arguments, and 0.55 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -171,6 +175,8 @@ def remove_structures(params: PyTree, spec: Any) -> PyTree:
 
     Cost:
       A copy of the listed leaves; sharded ones are gathered first.
+      XLA at 8 times [512, 512]: at most 0 times the FLOPs and 1 times the bytes of a copy of its arguments, and 0.086 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

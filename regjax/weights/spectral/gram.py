@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from regjax.core import checks, sharding, trees
 from regjax.core.types import Array
+from regjax.weights.matrix import gram_matrix
 
 
 def gram_iteration(w: Any, *, n_iter: int = 6) -> Array:
@@ -37,6 +38,8 @@ def gram_iteration(w: Any, *, n_iter: int = 6) -> Array:
       ``n_iter`` products of matrices of the smaller side forward, twice as many backward; no forward pass of the model. Power
       iteration has a rough estimate, from below, sooner; from errors of 1e-4 on this is faster. On an Explicit mesh, a
       sharded matrix is gathered.
+      XLA at [512, 512]: at most 6.7 times the FLOPs and 8 times the bytes of the squares of Gram matrices with their gradient,
+      and 0.83 times its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -83,8 +86,10 @@ def gram_iteration_conv(
       ValueError: if ``kernel`` is no such array, ``n`` or ``grid`` is out of range, or ``n_iter`` is negative.
 
     Cost:
-      ``n_iter`` products of complex matrices of the smaller side for each of about ``n * n / 2`` frequencies, and memory
-      for two ``in x out`` complex matrices of each; the backward pass is that of one frequency.
+      ``n_iter`` products of complex matrices of the smaller side for each of about ``n * n / 2`` frequencies, and memory for
+      three ``in x out`` complex matrices of each; the backward pass is that of one frequency.
+      XLA at [3, 3, 64, 64]: at most 82,000 times the FLOPs and 5,100 times the bytes of a copy of its arguments, and 210 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -133,8 +138,10 @@ def zero_padding_bound(kernel: Any, *, n_iter: int = 4) -> Array:
       ValueError: if ``kernel`` is no such array or ``n_iter`` no positive integer.
 
     Cost:
-      ``n_iter`` products of complex matrices of the smaller side for each of about ``(2^t (k - 1) + 1)^2 / 2``
-      frequencies, which the backward pass keeps.
+      ``n_iter`` products of complex matrices of the smaller side for each of about ``(2^t (k - 1) + 1)^2 / 2`` frequencies, and
+      as many backward, for which those of each step are kept.
+      XLA at [3, 3, 64, 64]: at most 160,000 times the FLOPs and 5,900 times the bytes of a copy of its arguments, and 480 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -163,7 +170,7 @@ def bound(g: Array, n_iter: int) -> Array:
     for _ in range(n_iter):
         g, norm = _normalised(g)
         log = 2 * (log + jnp.log(norm))
-        g = _gram(g)
+        g = gram_matrix(g)
     root = 2.0**-n_iter
     some = scale > 0
     value = jnp.where(some, _norm(g), 1) ** root * jnp.exp(root * log)
@@ -184,7 +191,7 @@ def _slope(g: Array, value: Array, n_iter: int) -> Array:
     g, scale = _scaled(_tall(g))
     slope = g
     if n_iter:
-        power, _ = _normalised(_gram(g))
+        power, _ = _normalised(gram_matrix(g))
         product = power
         for _ in range(n_iter - 1):
             power, _ = _normalised(_product(power, power))
@@ -227,7 +234,7 @@ def filter_bounds(kernel: Array, n_iter: int) -> Array:
         norm = jax.lax.stop_gradient(_norm(spectrum, whole))
         norm = jnp.where(norm > 0, norm, 1)
         log = 2 * (log + jnp.log(norm))
-        spectrum = _gram(spectrum / norm)
+        spectrum = gram_matrix(spectrum / norm)
     filters = jnp.fft.irfftn(spectrum, sizes, axes) if axes else spectrum
     # The signs of what is only rounding of the transforms are no gradient.
     size = jax.lax.stop_gradient(jnp.abs(filters))
@@ -278,10 +285,6 @@ def _norm(g: Array, axis: tuple[int, ...] = (-2, -1)) -> Array:
 def _inner(a: Array, b: Array) -> Array:
     """The terms of the real inner product."""
     return jnp.real(a) * jnp.real(b) + jnp.imag(a) * jnp.imag(b) if jnp.iscomplexobj(a) else a * b
-
-
-def _gram(g: Array) -> Array:
-    return jnp.einsum("...mi,...mj->...ij", jnp.conj(g), g, precision="highest")
 
 
 def _product(a: Array, b: Array) -> Array:

@@ -33,7 +33,10 @@ def spectral_small_init(A: Any, y: Any, *, rank: int, scale: Any) -> Array:
       ValueError: if a shape or dtype does not fit, ``rank`` lies outside 1 to d, or ``scale`` is negative or not finite.
 
     Cost:
-      One pass over the measurements, and the eigenvectors of one ``[d, d]`` matrix. It is meant to run once.
+      One pass over the measurements, and the eigenvectors of one ``[d, d]`` matrix. It is meant to run once. XLA does not count
+      the eigenvectors.
+      XLA at [1024, 64, 64]: at most 2.3 times the FLOPs and 0.56 times the bytes of a copy of its arguments, and 0.01 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

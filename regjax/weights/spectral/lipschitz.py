@@ -54,6 +54,8 @@ def lipschitz_penalty(
     Cost:
       That of the bounds; no forward pass. Matrices of equal shape go through one batched call, convolutions one by one, so
       that only one has its frequencies in memory. On an Explicit mesh, sharded kernels are gathered.
+      XLA at [512, 512]: at most 28,000 times the FLOPs and 670 times the bytes of a copy of its arguments, and 33 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -111,6 +113,8 @@ def spectral_rescaling(kernel: Any, *, n_iter: int = 1) -> Array:
 
     Cost:
       That of `zero_padding_bound`, for dense kernels ``n_iter`` Gram matrices of the outputs; no forward pass.
+      XLA at [3, 3, 64, 64]: at most 890 times the FLOPs and 70 times the bytes of a copy of its arguments, and 5.6 times its
+      memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

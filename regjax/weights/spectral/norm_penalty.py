@@ -44,8 +44,11 @@ def spectral_norm_penalty(
         ``matrix_of`` gives no matrix.
 
     Cost:
-      ``4 * n_power`` FLOPs for each weight and as many reads of the kernels; no forward pass. Kernels of equal shape go
-      through one batched call. On an Explicit mesh, sharded kernels are gathered.
+      ``4 * n_power`` FLOPs for each weight and as many reads of the kernels; no forward pass. Kernels of equal shape go through
+      one batched call. On an Explicit mesh, sharded kernels are gathered. XLA counts the body of the loop once, and the
+      gradient of kernels of equal shape once for each of them.
+      XLA at 8 times [512, 512]: at most 20 times the FLOPs and 4.5 times the bytes of a copy of its arguments, and 0.56 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -91,7 +94,10 @@ def stateful_spectral_norm_penalty(
         state is of other parameters.
 
     Cost:
-      ``4 * n_power + 2`` FLOPs for each weight and two reads of the kernels with one step; a vector of memory per kernel.
+      ``4 * n_power + 2`` FLOPs for each weight and two reads of the kernels with one step; a vector of memory per kernel. XLA
+      counts the body of the loop once, and the gradient of kernels of equal shape once for each of them.
+      XLA at 8 times [512, 512]: at most 16 times the FLOPs and 3.4 times the bytes of a copy of its arguments, and 0.56 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

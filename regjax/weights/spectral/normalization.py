@@ -48,7 +48,10 @@ def spectral_normalize(
         is of other parameters, or ``update`` is not True or False.
 
     Cost:
-      ``4 * n_power + 2`` FLOPs for each weight and three reads of the kernels with one step; a vector of memory per kernel.
+      ``4 * n_power + 2`` FLOPs for each weight and three reads of the kernels with one step; a vector of memory per kernel. XLA
+      counts the body of the loop once, and the gradient of kernels of equal shape once for each of them.
+      XLA at 8 times [512, 512]: at most 20 times the FLOPs and 5.7 times the bytes of a copy of its arguments, and 0.56 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

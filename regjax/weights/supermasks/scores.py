@@ -32,7 +32,9 @@ def topk_supermask(scores: Any, *, density: Strength = 0.1) -> Array:
       ValueError: if ``scores`` is not floating or ``density`` is outside [0, 1] or not finite.
 
     Cost:
-      32 + log2(n) counting passes over the scores instead of a sort.
+      32 + log2(n) counting passes over the scores instead of a sort. XLA counts the bodies of the loops once.
+      XLA at [512, 512]: at most 35 times the FLOPs and 9.7 times the bytes of a copy of its arguments, and 1.3 times its memory
+      more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -90,6 +92,8 @@ def supermask_init(key: Key, shape: tuple[int, ...]) -> Array:
 
     Cost:
       One uniform for each weight, at the start.
+      XLA at [512, 512]: at most 60 times the FLOPs and 8.3 times the bytes of a copy of its results, and 1.7 times its memory
+      more.
 
     Example:
       >>> import jax, regjax as rj
@@ -126,7 +130,9 @@ def signed_constant_init(key: Key, shape: tuple[int, ...]) -> Array:
       ValueError: if ``shape`` is no tuple of two or more positive integers, or ``key`` is no key.
 
     Cost:
-      One random bit for each weight, at the start.
+      One random number for each weight, at the start.
+      XLA at [512, 512]: at most 60 times the FLOPs and 8.3 times the bytes of a copy of its results, and 1.7 times its memory
+      more.
 
     Example:
       >>> import jax, regjax as rj
@@ -166,6 +172,8 @@ def exclusive_mask(mask: PyTree, previous_masks: Any) -> PyTree:
 
     Cost:
       One pass over each mask; as a running OR over one.
+      XLA at 24 times [512, 512]: at most 3 times the FLOPs and 0.74 times the bytes of a copy of its arguments, and 0 times its
+      memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -38,6 +38,8 @@ def synaptic_saliency(apply_fn: Callable[..., Any], params: PyTree, input_shape:
 
     Cost:
       One forward and one backward pass of one example, once.
+      XLA at 8 times [512, 512]: at most 1.9 times the FLOPs and 1.5 times the bytes of a gradient of one example, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -96,7 +98,9 @@ def saliency_mask(saliency: PyTree, *, density: Strength, where: Where = None) -
       ValueError: if ``density`` is outside [0, 1] or not finite, or ``where`` is wrong or chooses a leaf that is no float.
 
     Cost:
-      32 + log2(n) counting passes over the scores, once.
+      32 + log2(n) counting passes over the scores, once. XLA counts the bodies of the loops once.
+      XLA at 8 times [512, 512]: at most 29 times the FLOPs and 8.1 times the bytes of a copy of its arguments, and 1.7 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -140,6 +144,8 @@ def sign_supermask(scores: PyTree, weights: PyTree, mask: PyTree = None, *, wher
 
     Cost:
       Two passes over the weights; no forward pass.
+      XLA at 24 times [512, 512]: at most 4.1 times the FLOPs and 1.4 times the bytes of a copy of its arguments, and 0 times
+      its memory more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -193,6 +199,8 @@ def aggregate_signs(sign_list: Sequence[PyTree], counts: Any) -> PyTree:
 
     Cost:
       One pass over the signs of each client.
+      XLA at 24 times [512, 512]: at most 6.3 times the FLOPs and 0.74 times the bytes of a copy of its arguments, and 0 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -32,7 +32,9 @@ def apply_soft_subnetwork_mask(scores: Any, uniforms: Any = None, *, sparsity: S
       ValueError: if an array is not floating, the shapes differ, or ``sparsity`` is outside [0, 1] or not finite.
 
     Cost:
-      32 counting passes over the scores instead of a sort.
+      32 counting passes over the scores instead of a sort. XLA counts the body of the loop once.
+      XLA at 2 times [512, 512]: at most 8.3 times the FLOPs and 2.5 times the bytes of a copy of its arguments, and 0.28 times
+      its memory more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -75,7 +77,9 @@ def soft_subnetwork_mask(scores: Any, *, sparsity: Strength, key: Key | None = N
       ValueError: if ``scores`` is not floating, ``sparsity`` is outside [0, 1] or not finite, or ``key`` is no key.
 
     Cost:
-      32 counting passes over the scores, and a uniform for each.
+      32 counting passes over the scores, and a uniform for each. XLA counts the body of the loop once.
+      XLA at [512, 512]: at most 74 times the FLOPs and 13 times the bytes of a copy of its arguments, and 2.3 times its memory
+      more.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -33,7 +33,7 @@ def timm_mixup(images: np.ndarray, labels: np.ndarray, num_classes: int, threads
     import torch
     from timm.data import Mixup
 
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    set_torch_threads(threads)
     batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     ids = torch.from_numpy(labels.argmax(-1))
     subjects = {}
@@ -42,6 +42,55 @@ def timm_mixup(images: np.ndarray, labels: np.ndarray, num_classes: int, threads
             mixup = Mixup(**alphas, prob=1.0, mode=mode, label_smoothing=0.1, num_classes=num_classes)
             subjects[f"timm Mixup {mode} {kind}"] = Subject(lambda m=mixup: m(batch, ids))
     return subjects
+
+
+def torchvision_mixing(images: np.ndarray, labels: np.ndarray, num_classes: int, threads: int) -> dict[str, Subject]:
+    """``MixUp`` and ``CutMix`` of torchvision's transforms, version 2, which make a new batch."""
+    if not available("torch", "torchvision.transforms.v2"):
+        return {}
+    import torch
+    from torchvision.transforms import v2
+
+    set_torch_threads(threads)
+    batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    ids = torch.from_numpy(labels.argmax(-1))
+    transforms = {"mixup": v2.MixUp(num_classes=num_classes), "cutmix": v2.CutMix(num_classes=num_classes)}
+    return {f"torchvision {kind}": Subject(partial(transform, batch, ids)) for kind, transform in transforms.items()}
+
+
+def timm_mixing(images: np.ndarray, labels: np.ndarray, num_classes: int, threads: int) -> dict[str, Subject]:
+    """The ``Mixup`` of timm on a copy of the batch, so that its input stays whole."""
+    if not available("torch", "timm.data"):
+        return {}
+    import torch
+    from timm.data import Mixup
+
+    set_torch_threads(threads)
+    batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    ids = torch.from_numpy(labels.argmax(-1))
+    subjects = {}
+    for kind, alphas in MIXES.items():
+        mixup = Mixup(**alphas, prob=1.0, mode="batch", label_smoothing=0.0, num_classes=num_classes)
+        subjects[f"timm {kind}"] = Subject(lambda m=mixup: m(batch.clone(), ids))
+    return subjects
+
+
+def set_torch_threads(threads: int) -> None:
+    """As many threads for PyTorch as the other libraries may use; 0 for all cores."""
+    import torch
+
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+
+
+def torch_dropout(shape: tuple[int, ...], rate: float, threads: int) -> dict[str, Subject]:
+    """PyTorch's dropout of an array."""
+    if not available("torch"):
+        return {}
+    import torch
+
+    set_torch_threads(threads)
+    x = torch.ones(shape)
+    return {"PyTorch dropout": Subject(lambda: torch.nn.functional.dropout(x, rate))}
 
 
 MIXES: Mapping[str, Mapping[str, float]] = {
@@ -117,7 +166,7 @@ def torch_sam(
         return {}
     import torch
 
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    set_torch_threads(threads)
     torch.manual_seed(0)
     network: Callable[[], Any] = partial(_torch_resnet, shape[2]) if len(shape) == 3 else partial(_torch_mlp, shape[1:])
     images = torch.from_numpy(np.array(x if x.ndim == 2 else x.transpose(0, 3, 1, 2)))
