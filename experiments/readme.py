@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from experiments.bench import results as tables
+from experiments.bench.cards import measuring
 from experiments.report import HEADER, cells, summarise
 from regjax.catalog import STAGES, cards
 
@@ -53,11 +54,16 @@ in `{TUNING}`). One exception:
 
 
 def bench(folder: Path) -> str:
-    """The tables of every run of the benchmark in a folder of results."""
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    """The tables of every run of a suite in a folder of results."""
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json")) if not path.name.startswith("cards-")]
     # A suite may have tables of its own kind.
     suites = [importlib.import_module(f"experiments.bench.{run['suite']}") for run in runs]
     return "\n\n".join(getattr(suite, "markdown", tables.markdown)(run) for suite, run in zip(suites, runs, strict=True))
+
+
+def costs(folder: Path) -> str:
+    """The cost of every technique, from each run of the cards' cases in a folder of results."""
+    return "\n\n".join(measuring.markdown(json.loads(path.read_text())) for path in sorted(folder.glob("cards-*.json")))
 
 
 def studies(root: Path) -> str:
@@ -91,7 +97,7 @@ def fill(text: str, name: str, content: str) -> str:
 
 
 def main() -> int:
-    """Rewrites both files; returns the exit status."""
+    """Rewrites the files; returns the exit status."""
     if len(sys.argv) > 1:
         take_over(Path(sys.argv[1]), ROOT)
     readme = ROOT / "README.md"
@@ -102,6 +108,8 @@ def main() -> int:
     readme.write_text(text)
     readme = ROOT / BENCH / "README.md"
     readme.write_text(fill(readme.read_text(), "bench", bench(ROOT / BENCH / "results")))
+    page = ROOT / BENCH / "COSTS.md"
+    page.write_text(fill(page.read_text(), "costs", costs(ROOT / BENCH / "results")))
     return 0
 
 

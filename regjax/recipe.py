@@ -338,6 +338,14 @@ def _in_parts(part: Any, count: int, like: Any, model_state: PyTree, memory: Any
     parts = jax.tree.map(lambda x: sharding.split_rows(x, count), dict(batch))
     wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)) if trees.is_float(x) else x
     sums = jax.tree.map(lambda x: jnp.zeros_like(wide(x)), like)
+    begin = (sums, model_state)
+    if sharding.varying(batch["label"]):  # in a jax.shard_map that checks: what will differ between devices must from the start
+        first = jax.tree.map(lambda x: x[0], parts)
+        end: list[Any] = []
+        jax.eval_shape(lambda: end.append(jax.tree.map(sharding.varying, part(model_state, memory, first, key)[:2])))
+        vary = lambda x, axes: jax.lax.pcast(x, tuple(axes - sharding.varying(x)), to="varying") if axes else x
+        begin = jax.tree.map(vary, begin, end[0])
+    sums, model_state = begin
 
     def one(carry: Any, xs: Any) -> Any:
         sums, model_state, memory = carry

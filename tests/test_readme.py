@@ -15,6 +15,9 @@ def test_lists_and_table_are_up_to_date():
     text = (readme.ROOT / readme.BENCH / "README.md").read_text()
     tables = readme.bench(readme.ROOT / readme.BENCH / "results")
     assert tables and readme.fill(text, "bench", tables) == text, "run python -m experiments.readme"
+    text = (readme.ROOT / readme.BENCH / "COSTS.md").read_text()
+    tables = readme.costs(readme.ROOT / readme.BENCH / "results")
+    assert tables and readme.fill(text, "costs", tables) == text, "run python -m experiments.readme"
 
 
 def test_the_examples_run_as_they_stand():

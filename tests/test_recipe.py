@@ -411,3 +411,13 @@ def test_microbatches_that_do_not_divide_are_refused():
         train.step(state, BATCH)
     with pytest.raises(ValueError, match=r"microbatches must be .*got 0"):
         make(rj.Recipe(), microbatches=0)
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_microbatches_inside_a_shard_map_are_the_whole_batch(checked):
+    (whole, state), (mapped, _) = make(EXACT), make(EXACT, axis_name="data", microbatches=2)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
+    specs = {"in_specs": (jax.P(), jax.P("data")), "out_specs": jax.P()}
+    got, metrics = jax.jit(jax.shard_map(mapped.step, mesh=mesh, check_vma=checked, **specs))(state, BATCH)
+    want, want_metrics = whole.step(state, BATCH)
+    assert_close((got.params, got.memory, metrics), (want.params, want.memory, want_metrics), 1e-5)

@@ -62,10 +62,8 @@ def bench(config: BenchConfig) -> dict[str, Any]:
             panels.append(results_module.measure(panel, turns=config.turns, seconds=config.seconds))
     results = {"schema": 1, "suite": config.suite, "machine": described, "turns": config.turns, "panels": panels}
     config.out.mkdir(parents=True, exist_ok=True)
-    slug = "-".join("".join(c if c.isalnum() else " " for c in described["device"]).split()).lower()
-    importlib.import_module("experiments.writers").write_json(
-        config.out / f"{config.suite}-{slug}-{described['threads']}.json", results
-    )
+    path = config.out / f"{config.suite}-{machine.slug(described)}.json"
+    importlib.import_module("experiments.writers").write_json(path, results)
     return results
 
 

@@ -38,6 +38,12 @@ def describe(threads: int) -> dict[str, Any]:
     }
 
 
+def slug(described: dict[str, Any]) -> str:
+    """The device and its threads as a part of a file's name."""
+    words = "".join(c if c.isalnum() else " " for c in described["device"]).split()
+    return f"{'-'.join(words).lower()}-{described['threads']}"
+
+
 def _processor() -> str:
     """The processor's name."""
     try:

@@ -18,8 +18,9 @@ def largest(scores: Sequence[Array], count: Any) -> list[Array]:
     """Masks of the ``count`` largest entries of all arrays together; of equal entries the earlier in array and flat order.
 
     The masks have exactly ``count`` True entries (all, or none, where ``count`` is outside the number of entries); ``count``
-    may be traced. Entries count as constants. Bisection over the bits of a float finds the threshold, a second one over
-    positions parts the ties: 32 + log2(n) passes, in float32, where a sort takes as long as hundreds.
+    may be traced. Entries count as constants. Bisection over the bits of a float finds the threshold: 32 passes in float32,
+    where a sort takes as long as hundreds. Where not all of the entries equal to it are wanted, a second one over positions parts
+    them: log2(n) passes more.
     """
     keys = _ordered(scores)
     count = jnp.asarray(count, jnp.int32)
@@ -30,9 +31,10 @@ def largest(scores: Sequence[Array], count: Any) -> list[Array]:
     places, size = _positions([key.shape for key in keys])
     # The largest position before which fewer ties stand than are wanted is that of the last tie to be taken.
     before = lambda p: _total(t & (x < p) for t, x in zip(ties, places, strict=True))
-    last = _bisect(lambda p: before(p) < wanted, size.bit_length(), (wanted < wanted).astype(jnp.uint32))
+    whole = _total(ties) <= wanted
+    last = _bisect(lambda p: before(p) < wanted, jnp.where(whole, 0, size.bit_length()), (wanted < wanted).astype(jnp.uint32))
     some = (wanted > 0) & (count > 0)
-    return [a & (count > 0) | t & (x <= last) & some for a, t, x in zip(above, ties, places, strict=True)]
+    return [a & (count > 0) | t & (whole | (x <= last)) & some for a, t, x in zip(above, ties, places, strict=True)]
 
 
 def kth_largest(scores: Sequence[Array], count: Any) -> Array:
@@ -62,19 +64,28 @@ def _threshold(keys: list[Array], count: Array) -> Array:
     return _bisect(lambda t: _total(key >= t for key in keys) >= count, 8 * start.dtype.itemsize, start)
 
 
-def _bisect(holds: Any, bits: int, zero: Array) -> Array:
-    """The largest integers of so many bits at which a falling condition holds, or 0."""
+def _bisect(holds: Any, bits: Any, zero: Array) -> Array:
+    """The largest integers of so many bits (which may be traced) at which a falling condition holds, or 0."""
     one = jnp.ones_like(zero)
 
     def step(i: Array, found: Array) -> Array:
-        candidate = found | (one << (bits - 1 - i).astype(zero.dtype))
+        candidate = found | (one << jnp.asarray(bits - 1 - i).astype(zero.dtype))
         return jnp.where(holds(candidate), candidate, found)
 
     return jax.lax.fori_loop(0, bits, step, zero)
 
 
 def _total(masks: Any) -> Array:
-    return sum((jnp.sum(mask, dtype=jnp.int32) for mask in masks), jnp.zeros((), jnp.int32))
+    return sum((_count(mask) for mask in masks), jnp.zeros((), jnp.int32))
+
+
+def _count(mask: Array) -> Array:
+    """How many entries are True; summed as floats as far as those are exact, since XLA's CPU code is quicker for them."""
+    axis, size = mask.ndim, 1
+    while axis and size * mask.shape[axis - 1] <= 2**24:
+        axis, size = axis - 1, size * mask.shape[axis - 1]
+    exact = jnp.sum(mask, axis=tuple(range(axis, mask.ndim)), dtype=jnp.float32)
+    return jnp.sum(exact.astype(jnp.int32))
 
 
 def _ordered(scores: Sequence[Array]) -> list[Array]:

@@ -6,11 +6,12 @@ import subprocess
 import sys
 import types
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from experiments.bench import cards
-from experiments.bench.cards import case, sentence
+from experiments.bench.cards import case, measuring, sentence
 from regjax import catalog
 
 TECHNIQUES = catalog.techniques()
@@ -60,6 +61,20 @@ def test_a_card_that_lies_is_found():
 def test_bounds_leave_a_tenth_and_two_digits():
     for value, most in ((0.0, 0), (0.001, 0.01), (1.0, 1.1), (1.01, 1.2), (0.0523, 0.058), (123.0, 140), (48.2, 54)):
         assert sentence.bound(value) == pytest.approx(most), value
+
+
+def test_times_are_of_both_by_turns_and_donated_arguments_are_fresh():
+    size = 300
+    slow = lambda x: jax.lax.fori_loop(0, 40, lambda _, y: jnp.tanh(y @ x), x)
+    for made in (case.case(slow, case.normal(size, size)), case.case(slow, case.normal(size, size), donate=0)):
+        times = measuring.timed(made, turns=3, seconds=1e-4)
+        assert times["low"] <= times["ratio"] <= times["high"] and times["ms"] > times["plain_ms"] > 0
+        assert times["ratio"] > 3  # forty products of 54 MFLOP beside a copy of 90,000 numbers
+        counts = sentence.measured(made)
+    row = measuring.entry(made, counts, {**times, "ratio": 123.4, "low": 0.5, "high": 0.001, "ms": 7.0})
+    machine = {"device": "d", "threads": 1, "cores": 2, "jax": "0"}
+    text = measuring.markdown({"machine": machine, "turns": 3, "techniques": {"weights.slow": row}})
+    assert "### Weights" in text and "| `slow` | a copy of its arguments | [300, 300] | 123 (0.50 to 0.001) | 7.00 |" in text
 
 
 def test_gradients_are_of_the_named_arguments():
