@@ -1,10 +1,10 @@
-# `make demo`: the comparison on digits; `make test`: the tests; `make test-claims`: the published claims, by training; each
-# makes the environment first.
+# `make demo`: the comparison on digits; `make test`: the tests; `make test-docs`: the examples of the docstrings;
+# `make test-claims`: the published claims, by training, and what takes long; each makes the environment first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-claims test-fast lint env clean
+.PHONY: demo test test-docs test-claims test-fast lint env clean
 
 env: $(VENV)/installed
 
@@ -24,7 +24,10 @@ lint: env
 	$(BIN)/mypy
 
 test: env lint
-	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" --doctest-modules regjax tests
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" tests
+
+test-docs: env
+	$(BIN)/pytest -n 2 --dist worksteal --doctest-modules regjax experiments/commands.py
 
 test-claims: env
 	$(BIN)/pytest -n 2 --dist worksteal -m slow tests

@@ -59,6 +59,7 @@ def test_signature_aux_and_keys(example):
     assert_close(by_name, keyed(PARAMS, (X, Y), jax.random.key(0)), 1e-6, "keyword arguments")
 
 
+@pytest.mark.slow
 @named
 def test_nests_with_every_other_under_transformations(example):
     def all_nested(params, batch):

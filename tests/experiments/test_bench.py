@@ -277,6 +277,7 @@ def test_every_objective_has_its_cost_beside_the_plain_step():
     assert "| time / plain step | FLOPs / |" in text and "| plain step | " in text and " | 1.00 | 1.00 | 1.00 | 1.00 |" in text
 
 
+@pytest.mark.slow
 def test_a_run_without_peers_keeps_its_results(tmp_path, monkeypatch, capsys):
     real = importlib.import_module
 

@@ -116,12 +116,12 @@ def on_one_device(model):
 
 
 LAYOUTS = [devices.Layout(kind, spread) for kind in ("auto", "explicit") for spread in (False, True)]
-HALF = {("resnet", LAYOUTS[0]), ("resnet", LAYOUTS[3]), ("vit", LAYOUTS[1]), ("vit", LAYOUTS[2])}
+QUICK = {("vit", LAYOUTS[1])}
 ON_MESHES = [
     pytest.param(
         *case,
         id=f"{case[0]}-{case[1].axis_type}-{'spread' if case[1].spread else 'copied'}",
-        marks=() if case in HALF else pytest.mark.slow,
+        marks=() if case in QUICK else pytest.mark.slow,
     )
     for case in ((model, layout) for model in ("resnet", "vit") for layout in LAYOUTS)
 ]
@@ -154,10 +154,10 @@ def as_eight_groups(model):
 
 
 MAPPED = [
-    pytest.param("vit", "shard_map", id="vit-shard_map"),
+    pytest.param("vit", "shard_map", id="vit-shard_map", marks=pytest.mark.slow),
     pytest.param("vit", "pmap", id="vit-pmap", marks=pytest.mark.slow),
     pytest.param("vit", "unchecked", id="vit-unchecked", marks=pytest.mark.slow),
-    pytest.param("resnet", "pmap", id="resnet-pmap"),
+    pytest.param("resnet", "pmap", id="resnet-pmap", marks=pytest.mark.slow),
     pytest.param("resnet", "shard_map", id="resnet-shard_map", marks=pytest.mark.slow),
 ]
 
@@ -346,6 +346,7 @@ def test_count_of_collectives_reads_kinds_shapes_and_bytes():
     assert found["all-to-all"].bytes == 64
 
 
+@pytest.mark.slow
 def test_table_names_what_each_technique_moves(tmp_path, capsys, monkeypatch):
     layouts = ("state on every device, Auto mesh", "state on every device, shard_map")
     monkeypatch.setattr(devices, "LAYOUTS", {name: devices.LAYOUTS[name] for name in layouts})

@@ -81,7 +81,8 @@ def same_results(out, whole):
     return all((out / name).read_bytes() == (whole / name).read_bytes() for name in ("metrics.jsonl", "final.json"))
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_killed_process_ends_the_other_and_both_resume_to_the_same_bits(whole, tmp_path, victim):
     out = tmp_path / "killed"
     with pair(out) as children:
@@ -94,7 +95,8 @@ def test_killed_process_ends_the_other_and_both_resume_to_the_same_bits(whole, t
     expected = (
         rf"{out}: another process of this run is gone at step \d+; the checkpoint of step \d+ is kept, and the same command"
     )
-    assert re.match(expected, last) and "Traceback" not in errors[other], errors[other]
+    # Orbax may log its own trouble with the checkpoint that was being written.
+    assert re.match(expected, last) and "experiments/train" not in errors[other], errors[other]
     assert not (out / "final.json").exists()
     (out / "checkpoints" / "36.orbax-checkpoint-tmp" / "state").mkdir(parents=True)  # what a dying process may leave
     with pair(out) as children:

@@ -183,8 +183,8 @@ def drop_plan(attn_importance: Any, mlp_importance: Any, num: Any) -> DropPlan:
 
     Cost:
       Nothing beside the importances. One-shot, or again after each drop with the importances of the smaller model.
-      XLA at 2 times [32]: at most 31 times the FLOPs and 5.5 times the bytes of a copy of its arguments, and 2.4 times its
-      memory more.
+      XLA at 2 times [32]: at most 40 times the FLOPs and 6.3 times the bytes of a copy of its arguments, and 3 times its memory
+      more.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

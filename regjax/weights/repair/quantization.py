@@ -138,7 +138,7 @@ def quantize_super_activation(x: Any, coord: Any, *, bits: int = 8) -> Array:
 
     Cost:
       Three passes over the activations, and 32 to count out the median. XLA counts the body of the loop once.
-      XLA at [64, 64, 256]: at most 23 times the FLOPs and 6.9 times the bytes of a copy of its arguments, and 0.56 times its
+      XLA at [64, 64, 256]: at most 24 times the FLOPs and 6.9 times the bytes of a copy of its arguments, and 0.56 times its
       memory more.
 
     Example:

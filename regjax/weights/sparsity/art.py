@@ -90,7 +90,7 @@ def art(
     Cost:
       ``window + 2`` copies of the parameters and their masks in the state; once an epoch a pass over the training data for the
       pruned accuracy, and the 32 passes over the weights of a mask. XLA counts the body of the loop once.
-      XLA at 16 times [2, 512, 512]: at most 3.7 times the FLOPs and 2.9 times the bytes of a copy of its arguments, and 0.39
+      XLA at 16 times [2, 512, 512]: at most 3.8 times the FLOPs and 2.9 times the bytes of a copy of its arguments, and 0.39
       times its memory more.
 
     Example:

@@ -44,7 +44,7 @@ def hypersparse_penalty(params: PyTree, *, prune_rate: Strength = 0.9, where: Wh
     Cost:
       32 counting passes over the weights for the threshold, without a sort; two passes each way; no forward pass. XLA counts
       the body of the loop once.
-      XLA at 8 times [512, 512]: at most 25 times the FLOPs and 7.7 times the bytes of a copy of its arguments, and 1.1 times
+      XLA at 8 times [512, 512]: at most 26 times the FLOPs and 7.7 times the bytes of a copy of its arguments, and 1.1 times
       its memory more.
 
     Example:
@@ -95,7 +95,7 @@ def magnitude_mask_strict(params: PyTree, *, prune_rate: Strength, where: Where 
 
     Cost:
       32 counting passes over the weights; no sort. XLA counts the body of the loop once.
-      XLA at 8 times [512, 512]: at most 15 times the FLOPs and 4.6 times the bytes of a copy of its arguments, and 1.7 times
+      XLA at 8 times [512, 512]: at most 16 times the FLOPs and 4.6 times the bytes of a copy of its arguments, and 1.7 times
       its memory more.
 
     Example:
