@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import regjax as rj
-from experiments.bench import peers
+from experiments.bench import libraries
 from experiments.bench.results import Bound, Panel
 from experiments.bench.timing import Subject, cost
 
@@ -44,23 +44,23 @@ def panels(shape: tuple[int, int, int, int], threads: int) -> Iterator[Panel]:
     yield Panel(f"{title}: against copying the batch", {"copying the batch": copy, **ours}, bounds)
 
     subjects, bounds = {}, []
-    theirs = peers.timm_mixup(np.array(images), np.array(labels), NUM_CLASSES, threads)
+    theirs = libraries.timm_mixup(np.array(images), np.array(labels), NUM_CLASSES, threads)
     for mode in ("batch", "pair", "elem"):
-        for kind, alphas in peers.MIXES.items():
+        for kind, alphas in libraries.MIXES.items():
             name = f"batch_mix {mode} {kind}"
             subjects[name] = _subject(partial(rj.inputs.batch_mix, **alphas, mode=mode), *batch)
             bounds += [Bound(name, f"timm Mixup {mode} {kind}", 1.0)] if theirs else []
     yield Panel(f"{title}: batch_mix against timm's Mixup, which overwrites its input", {**subjects, **theirs}, bounds)
 
-    theirs = peers.keras_mixing(images, labels)
+    theirs = libraries.keras_mixing(images, labels)
     if theirs:
-        kept = {f"batch_mix batch {kind}": subjects[f"batch_mix batch {kind}"] for kind in peers.MIXES}
+        kept = {f"batch_mix batch {kind}": subjects[f"batch_mix batch {kind}"] for kind in libraries.MIXES}
         pairs = (("mixup", "MixUp"), ("cutmix", "CutMix"))
         bounds = [Bound(f"batch_mix batch {a}", f"keras {b}{c}", 1 / 3) for a, b in pairs for c in ("", " compiled")]
         yield Panel(f"{title}: batch_mix against Keras on JAX", {**kept, **theirs}, bounds)
 
     subjects, bounds = {}, []
-    pillow, keras = peers.timm_randaugment(pixels), peers.keras_randaugment(images)
+    pillow, keras = libraries.timm_randaugment(pixels), libraries.keras_randaugment(images)
     for kind in ("nearest", "bilinear"):
         alone = partial(rj.inputs.randaugment, table="timm", interpolation=kind)
         whole = lambda key, pixels, labels, alone=alone: alone(key, pixels.astype(jnp.float32) / 255, labels)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import regjax as rj
-from experiments.bench import networks, peers
+from experiments.bench import libraries, networks
 from experiments.bench.networks import MOMENTUM, RATE
 from experiments.bench.results import Bound, Panel
 from experiments.bench.timing import Subject
@@ -52,7 +52,7 @@ def panels(shape: tuple[int, ...], threads: int) -> Iterator[Panel]:
         Bound(ours, theirs, 1.0),
         Bound(ours, theirs, 1.0, "temporary"),
     ]
-    torch = peers.torch_sam(shape, np.asarray(x), np.asarray(y), rho=RHO, rate=RATE, momentum=MOMENTUM, threads=threads)
+    torch = libraries.torch_sam(shape, np.asarray(x), np.asarray(y), rho=RHO, rate=RATE, momentum=MOMENTUM, threads=threads)
     bounds += [Bound(ours, name, 1.0) for name in torch if "SAM" in name]
     yield Panel(f"{described}: a step of SAM", {**subjects, **torch}, bounds)
 

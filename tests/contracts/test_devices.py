@@ -41,6 +41,7 @@ def test_sharded_over_a_mesh_equals_one_device(example, kind):
 ROWWISE = [e for e in EXAMPLES if e.mapped is not None or (e.rows and e.result == "rows" and not e.random and e.mesh)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", ROWWISE, ids=lambda e: e.name)
 def test_shard_map_and_pmap_equal_one_device(example):
     values = on_host(example)

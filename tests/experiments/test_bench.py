@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.bench import __main__ as command
-from experiments.bench import gradients, inputs, losses, networks, objectives, peers, results, step, timing
+from experiments.bench import gradients, inputs, libraries, losses, networks, objectives, peers, results, step, timing
 from experiments.bench.peers import cases, formulas, trees
 
 
@@ -219,7 +219,7 @@ COMPARED = {
 @pytest.mark.parametrize("topic", COMPARED)
 def test_what_is_compared_is_the_same(topic):
     # In PyTorch too, with all gradients, where it is installed: the suite does the same before it times anything.
-    torch = peers.available("torch")
+    torch = libraries.available("torch")
     for name, case in COMPARED[topic](peers.SMALL[topic]).items():
         result = [np.asarray(x) for x in jax.tree.leaves(jax.jit(case.ours)(*case.inputs))]
         expected = numpy_reference(name, case)
@@ -287,7 +287,7 @@ def test_a_run_without_peers_keeps_its_results(tmp_path, monkeypatch, capsys):
         return real(name, *args)
 
     monkeypatch.setattr(importlib, "import_module", without_peers)
-    assert not peers.available("torch")
+    assert not libraries.available("torch")
     arguments = f"--shapes tiny --threads 0 --turns 1 --seconds 1e-9 --out {tmp_path} --json".split()
     assert command.main(arguments) == 0
     output = capsys.readouterr()

@@ -6,32 +6,8 @@ What cannot be imported is skipped with a message. A shape is a topic with its s
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from experiments.bench.peers.libraries import (
-    MIXES,
-    available,
-    keras_mixing,
-    keras_randaugment,
-    timm_mixup,
-    timm_randaugment,
-    torch_sam,
-    torchvision_mixing,
-)
+from experiments.bench.peers import batches, formulas, trees
 from experiments.bench.results import Panel
-
-__all__ = [
-    "DEFAULT",
-    "MIXES",
-    "SHAPES",
-    "Topic",
-    "available",
-    "keras_mixing",
-    "keras_randaugment",
-    "panels",
-    "timm_mixup",
-    "timm_randaugment",
-    "torch_sam",
-    "torchvision_mixing",
-]
 
 
 class Topic(NamedTuple):
@@ -75,8 +51,6 @@ SHAPES = {**SHAPES, **{f"tiny-{name}": Topic(name, sizes) for name, sizes in SMA
 
 def panels(topic: Topic, threads: int) -> Iterator[Panel]:
     """What is measured together."""
-    from experiments.bench.peers import batches, formulas, trees
-
     topics: dict[str, Any] = {
         "mixing": batches.mixing,
         "randaugment": batches.randaugment,

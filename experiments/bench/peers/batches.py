@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 import regjax as rj
-from experiments.bench.peers import libraries
+from experiments.bench import libraries
 from experiments.bench.results import Bound, Panel
 from experiments.bench.timing import Subject, cost
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bench.peers import libraries
+from experiments.bench import libraries
 from experiments.bench.results import Bound, Panel
 from experiments.bench.timing import Subject, cost
 

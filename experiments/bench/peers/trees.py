@@ -12,9 +12,8 @@ import numpy as np
 import optax
 
 import regjax as rj
-from experiments.bench import networks, objectives
+from experiments.bench import libraries, networks, objectives
 from experiments.bench.peers import authors as written
-from experiments.bench.peers import libraries
 from experiments.bench.peers.cases import SAME, Case, difference, joined, side_by_side, subject, torch_subject
 from experiments.bench.results import Bound, Panel
 
