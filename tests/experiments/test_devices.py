@@ -158,7 +158,7 @@ MAPPED = [
     pytest.param("vit", "pmap", id="vit-pmap", marks=pytest.mark.slow),
     pytest.param("vit", "unchecked", id="vit-unchecked", marks=pytest.mark.slow),
     pytest.param("resnet", "pmap", id="resnet-pmap", marks=pytest.mark.slow),
-    pytest.param("resnet", "shard_map", id="resnet-shard_map", marks=pytest.mark.slow),
+    pytest.param("resnet", "unchecked", id="resnet-unchecked", marks=pytest.mark.slow),
 ]
 
 
