@@ -129,7 +129,8 @@ def by_hand(sizes: Sizes, batch: Mapping[str, jax.Array]) -> Subject:
         params, state, opt_state = carried
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-            model = nnx.merge(graph, params, state)
+            # Rebuilt, so that its variables belong to this trace and batch statistics can be written.
+            model = nnx.merge(graph, params, jax.tree.map(lambda x: x, state))
             logits, _ = model(batch["image"], key=jax.random.key(0), training=True)
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
             return loss, nnx.state(model, nnx.Not(nnx.Param))

@@ -39,6 +39,7 @@ def timed(case: Case, *, turns: int, seconds: float) -> dict[str, Any]:
 def _runner(call: Callable[..., Any], args: tuple[Any, ...], donate: tuple[int, ...], seconds: float) -> Callable[[], float]:
     """A function that runs a call for a turn and returns the seconds that one call took."""
     compiled = jax.jit(call, donate_argnums=donate).lower(*args).compile()
+    args = jax.tree.map(_filled, args)
 
     def once() -> float:
         given = tuple(jax.tree.map(jnp.copy, arg) if i in donate else arg for i, arg in enumerate(args))
@@ -59,6 +60,11 @@ def _runner(call: Callable[..., Any], args: tuple[Any, ...], donate: tuple[int, 
         return (time.perf_counter() - began) / repeats
 
     return turn
+
+
+def _filled(leaf: Any) -> Any:
+    """Zeros for what a case gives as a shape alone: memories, for the most part."""
+    return jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
 
 
 def entry(case: Case, counts: Counts, times: Mapping[str, Any]) -> dict[str, Any]:
