@@ -46,6 +46,7 @@ class ScaleConfig:
       turns: into how many turns the steps are cut; in each turn every method trains a part.
       learning_rate: of SGD with momentum.
       bfloat16: compute in bfloat16; parameters stay float32.
+      paper_batches: examples a chip and step, on paper.
       share: the share of the peak assumed on paper where the device has no data sheet here.
       out: the folder of results.
       force: replace the results that the folder holds.
@@ -60,6 +61,7 @@ class ScaleConfig:
     turns: int = 5
     learning_rate: float = 0.05
     bfloat16: bool = True
+    paper_batches: tuple[int, ...] = (512, 64, 8)
     share: float = 0.4
     out: Path = Path("runs/scale")
     force: bool = False
@@ -75,6 +77,8 @@ class ScaleConfig:
             raise ValueError(f"ScaleConfig: batch must be at most the {self.examples} examples, got {self.batch}")
         if self.steps % self.turns:
             raise ValueError(f"ScaleConfig: turns must divide steps = {self.steps}, got {self.turns}")
+        if not self.paper_batches or min(self.paper_batches) < 1:
+            raise ValueError(f"ScaleConfig: paper_batches must be integers of at least 1, got {self.paper_batches}")
         if not 0 < self.share <= 1:
             raise ValueError(f"ScaleConfig: share must be above 0 and at most 1, got {self.share}")
 
@@ -194,9 +198,9 @@ FLEETS = (("TPU v5 lite", 256, "v5e-256"), ("H100", 64, "64 H100"))
 
 
 def _paper(config: ScaleConfig, rows: dict[str, dict[str, Any]], share: float) -> Any:
-    """The rows of the table on paper, at this batch for each chip and at an eighth of it."""
+    """The rows of the table on paper."""
     for chip, count, title in FLEETS:
-        for batch in (config.batch, max(1, config.batch // 8)):
+        for batch in config.paper_batches:
             for name, exchanges in (("plain", 1.0), ("sam", 2.0), ("sam, by chip", 1.0)):
                 row = rows.get(name.split(",")[0])
                 if row is None:
