@@ -30,12 +30,9 @@ def timm_mixup(images: np.ndarray, labels: np.ndarray, num_classes: int, threads
     """The ``Mixup`` of timm, which overwrites its input, in its three modes; PyTorch's layout of the same batch."""
     if not available("torch", "timm.data"):
         return {}
-    import torch
     from timm.data import Mixup
 
-    set_torch_threads(threads)
-    batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    ids = torch.from_numpy(labels.argmax(-1))
+    batch, ids = _torch_batch(images, labels, threads)
     subjects = {}
     for mode in ("batch", "pair", "elem"):
         for kind, alphas in MIXES.items():
@@ -48,12 +45,9 @@ def torchvision_mixing(images: np.ndarray, labels: np.ndarray, num_classes: int,
     """``MixUp`` and ``CutMix`` of torchvision's transforms, version 2, which make a new batch."""
     if not available("torch", "torchvision.transforms.v2"):
         return {}
-    import torch
     from torchvision.transforms import v2
 
-    set_torch_threads(threads)
-    batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    ids = torch.from_numpy(labels.argmax(-1))
+    batch, ids = _torch_batch(images, labels, threads)
     transforms = {"mixup": v2.MixUp(num_classes=num_classes), "cutmix": v2.CutMix(num_classes=num_classes)}
     return {f"torchvision {kind}": Subject(partial(transform, batch, ids)) for kind, transform in transforms.items()}
 
@@ -62,17 +56,22 @@ def timm_mixing(images: np.ndarray, labels: np.ndarray, num_classes: int, thread
     """The ``Mixup`` of timm on a copy of the batch, so that its input stays whole."""
     if not available("torch", "timm.data"):
         return {}
-    import torch
     from timm.data import Mixup
 
-    set_torch_threads(threads)
-    batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    ids = torch.from_numpy(labels.argmax(-1))
+    batch, ids = _torch_batch(images, labels, threads)
     subjects = {}
     for kind, alphas in MIXES.items():
         mixup = Mixup(**alphas, prob=1.0, mode="batch", label_smoothing=0.0, num_classes=num_classes)
         subjects[f"timm {kind}"] = Subject(lambda m=mixup: m(batch.clone(), ids))
     return subjects
+
+
+def _torch_batch(images: np.ndarray, labels: np.ndarray, threads: int) -> tuple[Any, Any]:
+    """A batch in PyTorch's layout, and its class ids."""
+    import torch
+
+    set_torch_threads(threads)
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))), torch.from_numpy(labels.argmax(-1))
 
 
 def set_torch_threads(threads: int) -> None:
