@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -51,6 +52,28 @@ def parse(config: type | Mapping[str, tuple[str, Any]], arguments: Sequence[str]
     if command.program_cache:
         keep_programs()
     return command.config
+
+
+def run(
+    command: Callable[[Any], None], config: type | Mapping[str, tuple[str, Any]], arguments: Sequence[str] | None, program: str
+) -> int:
+    """Reads a configuration as `parse` does and does what is asked.
+
+    Args:
+      command: takes the configuration.
+      config: as in `parse`.
+      arguments: likewise.
+      program: likewise.
+
+    Returns:
+      The exit status: 0, or 2 where the configuration is refused, which is said on stderr.
+    """
+    try:
+        command(parse(config, arguments, program))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
 def keep_programs() -> None:

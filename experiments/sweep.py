@@ -383,14 +383,12 @@ def use_all_cores() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    try:
-        config = commands.parse(SweepConfig, arguments, "python -m experiments.sweep")
+
+    def command(config: SweepConfig) -> None:
         use_all_cores()
         print(sweep(config))
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+
+    return commands.run(command, SweepConfig, arguments, "python -m experiments.sweep")
 
 
 if __name__ == "__main__":

@@ -85,12 +85,7 @@ def tune(config: TuneConfig) -> dict[str, list[tuple[str, float, float]]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    try:
-        tune(commands.parse(TuneConfig, arguments, "python -m experiments.tune"))
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return commands.run(tune, TuneConfig, arguments, "python -m experiments.tune")
 
 
 if __name__ == "__main__":

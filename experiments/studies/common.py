@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -213,13 +212,7 @@ def command_line(study: Callable[[Any], str], config_class: type, program: str, 
     Returns:
       0, or 2 where the configuration is refused.
     """
-    try:
-        text = study(commands.parse(config_class, arguments, program))
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(text)
-    return 0
+    return commands.run(lambda config: print(study(config)), config_class, arguments, program)
 
 
 def rounded(values: Any, digits: int = 5) -> list[Any]:
