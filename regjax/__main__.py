@@ -2,6 +2,6 @@
 
 import sys
 
-from regjax.catalog import main
+from regjax.cli import main
 
 sys.exit(main())

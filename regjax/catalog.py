@@ -1,30 +1,88 @@
 """The catalogue: method cards read from the docstrings of the public techniques.
 
-``python -m regjax list [--stage losses] [--json]`` and ``python -m regjax show sam`` print it.
+``python -m regjax`` (`regjax.cli`) prints it.
 """
 
-import argparse
 import dataclasses
 import difflib
+import functools
 import importlib
 import inspect
-import json
 import re
-import shutil
-import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from flax import nnx
 
+from regjax import references
 from regjax.core.strength import strengths
+from regjax.references import Reference
 
 STAGES = ("inputs", "layers", "features", "losses", "objectives", "gradients", "weights", "schedules", "diagnostics")
 """The stages in the order in which data flows through a training step; schedules and diagnostics stand beside it."""
 
-SECTIONS = ("Formula", "Args", "Returns", "Raises", "Cost", "Example", "References")
+SECTIONS = ("Formula", "Args", "Returns", "Raises", "Cost", "Use", "Example", "References")
 """The sections that every technique's docstring has, in this order."""
+
+SYMPTOMS = (
+    "few labels",
+    "noisy labels",
+    "long tails",
+    "poor calibration",
+    "distribution shift",
+    "exploding logits",
+    "loss of plasticity",
+    "sparsity budget",
+    "adversarial inputs",
+    "sharp minima",
+    "collapsed features",
+    "forgetting",
+    "unlearning",
+    "fine-tuning",
+    "unstable training",
+    "delayed generalisation",
+    "compute budget",
+)
+"""What a Use section may say that a technique is for. A diagnostic is for the symptom that it shows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """When to use a technique, as its Use section states it; what a section leaves out is empty.
+
+    Attributes:
+      symptoms: what it is for, of `SYMPTOMS`, the most typical first.
+      part_of: the techniques that it is a part of, as the section names them.
+      when: for which data, model or training.
+      not_when: where something else is better.
+      badly_with: what it does not combine with.
+    """
+
+    symptoms: tuple[str, ...] = ()
+    part_of: tuple[str, ...] = ()
+    when: str = ""
+    not_when: str = ""
+    badly_with: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What XLA counts for a technique, as the last sentence of its Cost section states it.
+
+    Attributes:
+      flops: at most so many times the floating-point operations of the plain counterpart.
+      bytes: at most so many times its bytes read and written.
+      memory: at most so many times its memory in addition.
+      of: the plain counterpart.
+      at: the size of both.
+    """
+
+    flops: float
+    bytes: float
+    memory: float
+    of: str
+    at: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +96,9 @@ class Card:
       description: what stands between the first line and the first section.
       signature: the call as Python prints it.
       strengths: the arguments that may be schedules.
+      use: when to use it.
+      cost: what XLA counts; None for what is no one compiled call.
+      references: the papers; those of another card where the section refers to one.
       sections: the text of each of `SECTIONS`.
     """
 
@@ -47,14 +108,19 @@ class Card:
     description: str
     signature: str
     strengths: tuple[str, ...]
+    use: Use
+    cost: Cost | None
+    references: tuple[Reference, ...]
     sections: dict[str, str]
 
+    @property
+    def full_name(self) -> str:
+        """Such as ``losses.maxsup``."""
+        return f"{self.stage}.{self.name}"
 
-def techniques() -> dict[str, Callable[..., Any]]:
-    """Every public technique by its full name, ``{"losses.maxsup": <function>, ...}``, stage by stage.
 
-    A technique is a function or a Flax module in the ``__all__`` of a stage; result, state and variable types are none.
-    """
+@functools.cache
+def _techniques() -> dict[str, Callable[..., Any]]:
     found: dict[str, Callable[..., Any]] = {}
     for stage in STAGES:
         module = importlib.import_module(f"regjax.{stage}")
@@ -65,22 +131,58 @@ def techniques() -> dict[str, Callable[..., Any]]:
     return found
 
 
+def techniques() -> dict[str, Callable[..., Any]]:
+    """Every public technique by its full name, ``{"losses.maxsup": <function>, ...}``, stage by stage.
+
+    A technique is a function or a Flax module in the ``__all__`` of a stage; result, state and variable types are none.
+    """
+    return dict(_techniques())
+
+
 def card(full_name: str) -> Card:
     """The method card of a technique by its full name; a ValueError names the nearest ones to an unknown name."""
-    known = techniques()
+    known = _techniques()
     if full_name not in known:
-        raise ValueError(f"regjax.catalog: no technique {full_name!r}{_nearest(full_name, known)}")
+        raise ValueError(f"regjax.catalog: no technique {full_name!r}{nearest(full_name, known)}")
     stage, name = full_name.split(".")
     fn = known[full_name]
     summary, description, sections = parse(inspect.getdoc(fn) or "")
-    return Card(name, stage, summary, description, _signature(name, fn), strengths(fn), sections)
+    return Card(
+        name,
+        stage,
+        summary,
+        description,
+        _signature(name, fn),
+        strengths(fn),
+        parse_use(sections.get("Use", "")),
+        parse_cost(sections.get("Cost", "")),
+        _papers(full_name, sections.get("References", "")),
+        sections,
+    )
 
 
 def cards(stage: str | None = None) -> list[Card]:
     """All method cards, or those of one stage."""
     if stage is not None and stage not in STAGES:
-        raise ValueError(f"regjax.catalog: no stage {stage!r}{_nearest(stage, STAGES)}; the stages are {', '.join(STAGES)}")
-    return [card(name) for name in techniques() if stage in (None, name.split(".")[0])]
+        raise ValueError(f"regjax.catalog: no stage {stage!r}{nearest(stage, STAGES)}; the stages are {', '.join(STAGES)}")
+    return [card(name) for name in _techniques() if stage in (None, name.split(".")[0])]
+
+
+def matching(name: str) -> list[str]:
+    """The full names that a name stands for, in full or without its stage; a ValueError names the nearest to an unknown one."""
+    known = _techniques()
+    name = name.removeprefix("regjax.").removeprefix("rj.")
+    found = [full for full in known if name in (full, full.split(".")[1])]
+    if not found:
+        short = dict.fromkeys(full.split(".")[1] for full in known)
+        raise ValueError(f"regjax.catalog: no technique {name!r}{nearest(name, [*short, *known])}")
+    return found
+
+
+def resolve(name: str, stage: str) -> str:
+    """The full name of what a card of a stage calls ``name``: of its own stage before any other."""
+    found = matching(name)
+    return next((full for full in found if full.split(".")[0] == stage), found[0])
 
 
 def parse(docstring: str) -> tuple[str, str, dict[str, str]]:
@@ -91,47 +193,67 @@ def parse(docstring: str) -> tuple[str, str, dict[str, str]]:
     return " ".join(summary.split()), description.strip(), sections
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m regjax", description="The catalogue of regularisation techniques.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser("list", help="one line for each technique")
-    listing.add_argument("--stage", help="only this stage: " + ", ".join(STAGES))
-    listing.add_argument("--json", action="store_true", help="the whole cards as JSON")
-    show = commands.add_parser("show", help="the card of one technique: formula, arguments, cost, references, example")
-    show.add_argument("name", help="such as sam or objectives.sam")
-    show.add_argument("--json", action="store_true", help="the card as JSON")
-    options = parser.parse_args(arguments)
-    try:
-        if options.command == "list":
-            found = cards(options.stage)
-            print(json.dumps([dataclasses.asdict(c) for c in found], indent=2) if options.json else _table(found))
-        else:
-            found = [card(name) for name in _matching(options.name)]
-            print(
-                json.dumps([dataclasses.asdict(c) for c in found], indent=2) if options.json else "\n\n".join(map(_page, found))
-            )
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        sys.stderr.close()
-    return 0
+_USE = re.compile(r"^(For|Part of|When|Not when|Badly with): ", re.MULTILINE)
 
 
-def _matching(name: str) -> list[str]:
-    """The full names that a short or full name stands for."""
-    known = techniques()
-    found = [full for full in known if name in (full, full.split(".")[1])]
-    if not found:
-        short = {full.split(".")[1] for full in known}
-        raise ValueError(f"regjax.catalog: no technique {name!r}{_nearest(name, [*known, *short])}")
+def parse_use(section: str) -> Use:
+    """What a Use section says."""
+    pieces = _USE.split(section)
+    said = {title: " ".join(text.split()) for title, text in zip(pieces[1::2], pieces[2::2], strict=True)}
+    symptoms = tuple(said["For"].removesuffix(".").split(", ")) if "For" in said else ()
+    part_of = tuple(re.findall(r"`([\w.]+)`", said.get("Part of", "")))
+    return Use(symptoms, part_of, said.get("When", ""), said.get("Not when", ""), said.get("Badly with", ""))
+
+
+def parts(full_name: str) -> list[str]:
+    """The full names of the techniques that say that they are a part of this one."""
+    return [part for part, wholes in _wholes().items() if full_name in wholes]
+
+
+@functools.cache
+def _wholes() -> dict[str, tuple[str, ...]]:
+    """What each technique is a part of, in full names."""
+    found = {}
+    for name, fn in _techniques().items():
+        use = parse_use(parse(inspect.getdoc(fn) or "")[2].get("Use", ""))
+        found[name] = tuple(resolve(whole, name.split(".")[0]) for whole in use.part_of)
     return found
 
 
-def _nearest(name: str, options: Any) -> str:
+_COST = re.compile(
+    r"XLA at (?P<at>.+?): at most (?P<flops>[\d.,]+) times the FLOPs and (?P<bytes>[\d.,]+) times the bytes of (?P<of>.+?), "
+    r"and (?P<memory>[\d.,]+) times its memory more\."
+)
+
+
+def parse_cost(section: str) -> Cost | None:
+    """What a Cost section states that XLA counts; None without that sentence."""
+    match = _COST.search(" ".join(section.split()))
+    if match is None:
+        return None
+    flops, touched, memory = (float(match[kind].replace(",", "")) for kind in ("flops", "bytes", "memory"))
+    return Cost(flops, touched, memory, match["of"], match["at"])
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """The end of an error's text: the options that are most like an unknown name."""
     near = difflib.get_close_matches(name, list(options), 3)
     return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _papers(full_name: str, section: str) -> tuple[Reference, ...]:
+    """The papers of a References section, and those of the card that it refers to, and of the card that refers to."""
+    found: dict[str, Reference] = {}
+    seen: set[str] = set()
+    while full_name not in seen:
+        seen.add(full_name)
+        for paper in references.parse(section):
+            found.setdefault(paper.identity, paper)
+        other = references.other_card(section)
+        if other is not None:
+            full_name = resolve(other, full_name.split(".")[0])
+            section = parse(inspect.getdoc(_techniques()[full_name]) or "")[2].get("References", "")
+    return tuple(found.values())
 
 
 def _signature(name: str, fn: Callable[..., Any]) -> str:
@@ -139,74 +261,3 @@ def _signature(name: str, fn: Callable[..., Any]) -> str:
     signature = inspect.signature(fn)
     bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
     return f"{name}{signature.replace(parameters=bare, return_annotation=inspect.Signature.empty)}"
-
-
-def _table(found: list[Card]) -> str:
-    """One line for each technique under the name of its stage."""
-    width = shutil.get_terminal_size((110, 24)).columns
-    pad = max((len(c.name) for c in found), default=0) + 2
-    lines: list[str] = []
-    for stage in STAGES:
-        of_stage = [c for c in found if c.stage == stage]
-        if of_stage:
-            lines += ["", stage] if lines else [stage]
-            lines += [
-                f"  {c.name:<{pad}}{textwrap.shorten(c.summary, max(width - pad - 2, 40), placeholder=' ...')}" for c in of_stage
-            ]
-    return "\n".join(lines)
-
-
-# Mathematics in braces, innermost first, until nothing changes; then single commands.
-_BRACED = (
-    (r"\\(?:mathrm|mathit|mathbf|mathcal|text|texttt|operatorname|tilde|hat|bar)\{([^{}]*)\}", r"\1"),
-    (r"\\d?frac\{(\w+)\}\{(\w+)\}", r"\1/\2"),
-    (r"\\d?frac\{([^{}]*)\}\{([^{}]*)\}", r"(\1)/(\2)"),
-    (r"\\sqrt\{([^{}]*)\}", r"sqrt(\1)"),
-    (r"([_^])\{(\w)\}", r"\1\2"),
-    (r"([_^])\{([^{}]*)\}", r"\1(\2)"),
-)
-_COMMANDS = (
-    (r"\.\. math::[ \t]*\n?[ \t]*", ""),
-    (r":math:`([^`]*)`", r"\1"),
-    (r"``([^`]*)``", r"\1"),
-    (r"\\begin\{cases\}", ""),
-    (r"\\end\{cases\}", ""),
-    (r"\\\\[ \t]*", "; "),
-    (r"\\(?:left|right|displaystyle|,|;|!)(?![a-z])", ""),
-    (r"\\q?quad(?![a-z])", "   "),
-    (r"\\leq?(?![a-z])", "<="),
-    (r"\\geq?(?![a-z])", ">="),
-    (r"\\neq?(?![a-z])", "!="),
-    (r"\\(?:cdot|odot|times)(?![a-z])", "*"),
-    (r"\\(?:to|rightarrow)(?![a-z])", "->"),
-    (r"\\(?:leftarrow|gets)(?![a-z])", "<-"),
-    (r"\\(?:lVert|rVert|Vert|\|)", "||"),
-    (r"\\([A-Za-z]+)", r"\1"),
-    (r"\\ ", " "),
-    (r"\\([{}_&%])", r"\1"),
-)
-
-
-def plain(text: str) -> str:
-    r"""Mathematics and literals of a docstring as a terminal shows them best: ``\alpha`` is alpha, fractions are a/b."""
-    before = None
-    while text != before:
-        before = text
-        for pattern, replacement in _BRACED:
-            text = re.sub(pattern, replacement, text)
-    for pattern, replacement in _COMMANDS:
-        text = re.sub(pattern, replacement, text)
-    return re.sub(r"(?<=\S) & (?=\S)", "   ", text) if "cases" in (before or "") else text
-
-
-def _page(c: Card) -> str:
-    """A card as a page of text."""
-    title = f"{c.stage}.{c.name}"
-    parts = [f"{title}\n{'=' * len(title)}", c.summary, "\n".join(textwrap.wrap(c.signature, 100, subsequent_indent="    "))]
-    if c.description:
-        parts.append(plain(c.description))
-    text = {section: body if section == "Example" else plain(body) for section, body in c.sections.items()}
-    parts += [f"{section}:\n{textwrap.indent(text[section], '  ')}" for section in SECTIONS if section in text]
-    if c.strengths:
-        parts.append(f"May be schedules of the step: {', '.join(c.strengths)}")
-    return "\n\n".join(parts)

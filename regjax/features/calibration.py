@@ -57,6 +57,12 @@ def robust_class_statistics(
       XLA at [4096, 128]: at most 510 times the FLOPs and 12 times the bytes of a copy of its arguments, and 1.2 times its
       memory more.
 
+    Use:
+      Part of: `calibrate_tail_statistics`, `sample_class_gaussians`.
+      When: Once on the features of all examples, those of a network trained without labels, with outliers of each noisy class
+        masked.
+      Not when: Features do not fit in memory at once (`running_class_statistics`), or K D^2 numbers do not: reduce D first.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> features = jnp.array([[0.0, 0.0], [2.0, 0.0], [9.0, 9.0], [4.0, 1.0]])
@@ -134,6 +140,15 @@ def calibrate_tail_statistics(
       XLA at [100, 128, 128]: at most 230 times the FLOPs and 2.9 times the bytes of a copy of its arguments, and 0.55 times its
       memory more.
 
+    Use:
+      For: long tails, noisy labels.
+      When: Rare classes of a few examples that have a frequent neighbour of like shape: in tests the error of a tail mean falls
+        by more than half. Then draw with `sample_class_gaussians` and train the classifier alone.
+      Not when: No head is near (the tail mean moves by ``gamma`` whatever the distance), tail classes have dozens of clean
+        examples, or features still change.
+      Badly with: Features of large scale with ``top_q`` above 1: weights fall with the squared distance, so that one head takes
+        all. `logit_adjusted` on the balanced draws, which corrects a second time.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> means, counts = jnp.array([[0.0, 0.0], [4.0, 0.0], [0.0, 1.0]]), jnp.array([100, 80, 5])
@@ -202,6 +217,15 @@ def sample_class_gaussians(key: Key, means: Any, covariances: Any, labels: Any) 
       XLA at [100, 128, 128]: at most 31 times the FLOPs and 0.96 times the bytes of a copy of its arguments, and 0.18 times its
       memory more.
 
+    Use:
+      For: long tails, few labels.
+      When: Features are frozen and only the classifier is retrained: draw as many for each class, rare ones with statistics of
+        `calibrate_tail_statistics`. It also replays old classes without their images.
+      Not when: The body is trained as well, which makes statistics stale at once, or features after a ReLU are mostly 0: a
+        Gaussian draws negative ones.
+      Badly with: Class weights and `logit_adjusted`, as draws are balanced already. Covariances of fewer examples than
+        dimensions: draws stay in the span of these examples, so they add little variety.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> means, covariances = jnp.array([[1.0, 2.0], [5.0, 6.0]]), jnp.zeros((2, 2, 2))
@@ -245,6 +269,10 @@ def apply_class_gaussians(means: Any, covariances: Any, labels: Any, normals: An
       O(K D^3 + K B D^2) operations and O(B D + D^2) memory, class after class: XLA counts one, and no factorisation.
       XLA at [100, 128, 128]: at most 21 times the FLOPs and 0.29 times the bytes of a copy of its arguments, and 0.049 times
       its memory more.
+
+    Use:
+      Part of: `sample_class_gaussians`.
+      When: The normal numbers are given: antithetic or stratified draws, or the same ones for two classifiers.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -298,6 +326,15 @@ def representation_anchor(features: Any, contrastive_features: Any) -> Array:
       A forward pass of the frozen network, or features stored once; one pass over both.
       XLA at 2 times [1024, 512]: at most 2.2 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.28 times
       its memory more.
+
+    Use:
+      For: noisy labels, long tails.
+      When: Labels are wrong, and a network was first trained without labels on the same images: tuning on them then cannot move
+        features far. The authors use it with mixup in the last stage.
+      Not when: There is no label-free pretraining, or it was poor: a network trained on the noisy labels is no anchor. `elr`
+        needs none.
+      Badly with: `feature_distillation` from the same network, the same pull twice. `mixup` of images only: mix the frozen
+        features alike, or pass the mixed images through. A weight from another width: it is a sum over features.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

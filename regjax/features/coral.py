@@ -50,6 +50,15 @@ def coral(
       XLA at [1024, 512]: at most 1.5 times the FLOPs and 3 times the bytes of the products of all features, and 0.28 times its
       memory more.
 
+    Use:
+      For: distribution shift.
+      When: Labelled source and unlabelled target features, or two training domains, that differ in style and have about the
+        same classes. Each side needs more examples than a handful, best as many as features.
+      Not when: Class shares differ between the domains: matching moments then mixes classes. D is in the thousands, where a
+        batch's covariance is noise: take features after a narrow projection.
+      Badly with: `mixup` across the two domains, which leaves no domain to align. Batch normalisation with statistics for each
+        domain, which matches mean and variance already. Microbatches, as moments are those of a part.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> a, b = jnp.array([[0.0], [2.0]]), jnp.array([[1.0], [5.0]])
@@ -114,6 +123,15 @@ def domain_coral(
       XLA at [1024, 512]: at most 4.5 times the FLOPs and 8.2 times the bytes of the products of all features, and 4.2 times its
       memory more.
 
+    Use:
+      For: distribution shift.
+      When: Several training domains in one batch and an unseen one at test, with domain ids for each example and batches
+        balanced over domains. Weight 1 is usual.
+      Not when: There are many domains of few examples each, whose covariances are noise, or domains differ in their classes:
+        `irm_penalty` and `vrex_penalty` look at losses instead.
+      Badly with: Mixing between domains (`mixup`, `cutmix`), after which ids are false. Microbatches and shards without
+        ``axis_name``, where moments are those of a part.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> features, domains = jnp.array([[0.0], [2.0], [1.0], [5.0]]), jnp.array([0, 0, 1, 1])
@@ -121,8 +139,8 @@ def domain_coral(
       40.0
 
     References:
-      Sun and Saenko, Deep CORAL, 2016, arXiv 1607.01719, and Gulrajani and Lopez-Paz, In Search of Lost Domain
-      Generalization, 2021, arXiv 2007.01434, whose code averages over the pairs of domains.
+      Sun and Saenko, Deep CORAL: Correlation Alignment for Deep Domain Adaptation, 2016, arXiv 1607.01719, and Gulrajani and
+      Lopez-Paz, In Search of Lost Domain Generalization, 2021, arXiv 2007.01434, whose code averages over the pairs of domains.
     """
     name = "features.domain_coral"
     features = checks.floating(name, "features", features, ndim=2)

@@ -43,14 +43,24 @@ def probabilistic_knowledge_transfer(
       XLA at [1024, 512]: at most 1.5 times the FLOPs and 5.2 times the bytes of the products of all vectors, and 1.5 times its
       memory more.
 
+    Use:
+      For: fine-tuning, few labels.
+      When: A teacher of another width or another network: only who is near whom is matched, so it needs no projector and no
+        labels. Batches of a hundred and more, and a large weight (3e4 in MetaAug), as the mean is over all pairs.
+      Not when: Batches are small, or the teacher's cosines are all alike: without a temperature the two distributions are
+        nearly uniform and the gradient is faint.
+      Badly with: Microbatches, which compare fewer pairs. Other mixing partners for student and teacher, after which pairs do
+        not correspond. Losses that need the length of features, which it leaves free.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> round(float(rj.features.probabilistic_knowledge_transfer(jnp.eye(2), jnp.ones((2, 2)))), 4)
       0.0294
 
     References:
-      Passalis and Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer, 2018, arXiv 1803.10837. As in
-      the code of MetaAug (Pham et al., 2024, arXiv 2407.14726) the pairs are averaged, not summed, and the diagonal counts.
+      Passalis and Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer, 2018, arXiv 1803.10837. As in the
+      code of MetaAug (Pham et al., MetaAug: Meta-Data Augmentation for Post-Training Quantization, 2024, arXiv 2407.14726) the
+      pairs are averaged, not summed, and the diagonal counts.
     """
     name = "features.probabilistic_knowledge_transfer"
     features = checks.floating(name, "features", features, ndim=2)

@@ -56,6 +56,15 @@ def neighbor_smooth_loss(
       XLA at [64, 14, 14, 256]: at most 27 times the FLOPs and 9 times the bytes of a copy of its arguments, and 0.43 times its
       memory more.
 
+    Use:
+      For: fine-tuning.
+      When: A pretrained vision transformer whose patch tokens hold high-norm artefacts, for dense prediction: a short tuning of
+        `SVDLinear` scales, image by image, on the first block with defects. Needs no labels.
+      Not when: The model has register tokens or shows no defects, for class tokens alone, or in training from scratch:
+        directions come from `singular_defect_directions` of a finished model.
+      Badly with: Training all weights on it: only defective tokens carry a gradient, but every token changes with the shared
+        weights. Losses of several blocks at once: the authors take the first alone.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> tokens = jnp.zeros((5, 5, 2)).at[..., 1].set(1.0).at[2, 2].set(jnp.array([10.0, 0.0]))

@@ -43,6 +43,13 @@ def within_class_collapse(features: Any, labels: Any, centers: Any, *, where: An
       XLA at [1024, 512]: at most 9.4 times the FLOPs and 4.8 times the bytes of a copy of its arguments, and 1.1 times its
       memory more.
 
+    Use:
+      Part of: `neural_collapse`.
+      When: Alone, as a center loss in which frequent classes do not outvote rare ones, with centres of one's own: fixed ones,
+        or means of an earlier network.
+      Badly with: Centres trained with it alone and unnormalised features: both shrink to one point. Add `between_class_angle`
+        or a classification loss.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> features, centers = jnp.array([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]]), jnp.eye(2)
@@ -91,6 +98,13 @@ def between_class_angle(centers: Any, *, variant: str = "mean_min_angle") -> Arr
       One K x K product of the centres, O(K^2 D), whatever the batch.
       XLA at [100, 512]: at most 1.2 times the FLOPs and 3.2 times the bytes of the products of all vectors, and 0.66 times its
       memory more.
+
+    Use:
+      Part of: `neural_collapse`.
+      When: Alone, to spread the rows of a classifier or any other learned class vectors. ``"mean_min_angle"`` moves every
+        class, ``"min_angle"`` one pair in each step.
+      Not when: Two vectors start equal: the clipped cosine gives them no push apart. With more than D + 1 classes no simplex
+        exists, and the least value is not reached.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -158,6 +172,15 @@ def neural_collapse(
       O(B D + B K + K^2 D), small beside the model; K x D parameters.
       XLA at [1024, 512]: at most 71 times the FLOPs and 6.2 times the bytes of a copy of its arguments, and 1.2 times its
       memory more.
+
+    Use:
+      For: long tails, collapsed features.
+      When: Classes of very unequal size whose rare means crowd together: every class of the batch pulls alike. Needs class ids,
+        at least K - 1 feature dimensions, and batches that hold most classes. The authors retrain the classifier afterwards.
+      Not when: Accuracy is wanted from it alone: on the digits comparison it hardly helped. Labels are noisy, as wrong ones are
+        drawn to wrong centres. Features shall transfer to finer classes, which collapse erases.
+      Badly with: Adam on the centres with the default ``center_gradient_scale``: give 1.0. Mixed or soft labels, which have no
+        class id. Small microbatches, where absent classes still divide the distance.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

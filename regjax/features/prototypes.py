@@ -36,6 +36,11 @@ def class_prototypes(features: Any, labels: Any, num_classes: int, *, where: Any
       XLA at [1024, 512]: at most 230 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0.11 times its
       memory more.
 
+    Use:
+      Part of: `prototype_loss`.
+      When: Once, on features in evaluation mode before the model is adapted. Also for a nearest-mean classifier.
+      Not when: A rare class has a few noisy examples: its mean is poor, see `calibrate_tail_statistics`.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> features = jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 5.0]])
@@ -80,6 +85,15 @@ def prototype_loss(
       O((B + K) D).
       XLA at [1024, 512]: at most 19 times the FLOPs and 8.1 times the bytes of a copy of its arguments, and 1.1 times its
       memory more.
+
+    Use:
+      For: unlearning, forgetting.
+      When: A model is edited or tuned in turns: hold kept classes near their old means, and drive those to forget away through
+        `bounded_forgetting`. In the forgetting study this let most blocks stay unchanged when classes were forgotten at once.
+      Not when: Classes have several modes, for which a mean is no prototype. With the ``"kl"`` distance: features of unit
+        length, whose softmax is nearly uniform, or very long ones, whose softmax is one entry: take ``"l2"``.
+      Badly with: A negative weight without a bound, which has no minimum. Prototypes of a network in training mode, or of one
+        already adapted. Mixed labels. Margin losses that normalise features, with ``"l2"``.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

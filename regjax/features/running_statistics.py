@@ -47,6 +47,12 @@ def running_class_statistics(num_classes: int, feature_dim: int) -> Stateful:
       XLA at [100, 128, 128]: at most 44 times the FLOPs and 3.5 times the bytes of a copy of its arguments, and 0.095 times its
       memory more.
 
+    Use:
+      Part of: `calibrate_tail_statistics`, `sample_class_gaussians`.
+      When: Features come in batches: one pass over the data with a network that stands still.
+      Not when: The network is being trained: all batches weigh alike, also those of older weights, as it forgets nothing.
+      Badly with: An epoch that repeats or pads examples, which count again. A memory kept after tuning: start with ``init()``.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> memory = rj.features.running_class_statistics(num_classes=1, feature_dim=1)
@@ -58,7 +64,8 @@ def running_class_statistics(num_classes: int, feature_dim: int) -> Stateful:
 
     References:
       Zhang et al., When Noisy Labels Meet Long Tail Dilemmas: A Representation Calibration Method, 2023, arXiv 2211.10955,
-      whose statistics these are. Chan et al., Algorithms for Computing the Sample Variance, 1983, for the update.
+      whose statistics these are. Chan et al., Algorithms for Computing the Sample Variance: Analysis and Recommendations, 1983,
+      The American Statistician 37, for the update.
     """
     name = "features.running_class_statistics"
     num_classes = checks.integer(name, "num_classes", num_classes, low=1)

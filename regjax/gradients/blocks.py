@@ -36,6 +36,7 @@ def select_block(
 
     Formula:
       The largest score over the blocks b; ties go to the lowest number. ``"gs"``, ``"gsl"``, ``"gsd"``, ``"gsq"``:
+
       .. math:: \sum_{i \in b} g_i^2, \quad \frac{1}{L_b} \sum_{i \in b} g_i^2, \quad
                 \sum_{i \in b} \frac{g_i^2}{D_i}, \quad g_b^T H_b^{-1} g_b
 
@@ -65,6 +66,13 @@ def select_block(
       About three passes over the gradient; ``"gsq"`` solves a system for each block. Blocks within a leaf gather it on a mesh.
       XLA at 8 times [512, 512]: at most 5.6 times the FLOPs and 1.8 times the bytes of a copy of its arguments, and 0.07 times
       its memory more.
+
+    Use:
+      Part of: `block_coordinate`.
+      When: Call it in a loop of your own, for blocks within a leaf, or for ``gsq``, whose matrix step the optimiser does not
+        take. On badly scaled logistic regression more knowledge of the curvature was better at each rule.
+      Not when: The next block's solve is cheap for all: then go through them in order.
+      Badly with: A step of other length than the rule promises: with one common rate the better scores lose their sense.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -114,6 +122,15 @@ def select_coordinates(grad: Any, *, block_size: int, rule: str = "gs", lipschit
       One selection of the largest among n, which XLA counts as next to nothing; a sharded gradient is gathered.
       XLA at [262144]: at most 1.1 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0.56 times its memory
       more.
+
+    Use:
+      For: compute budget, sparsity budget.
+      When: Greedy descent on a vector, such as sparse linear models, where the best few coordinates of all move, whatever block
+        they are in: fixed blocks hold good ones beside useless ones.
+      Not when: Curvature differs and is unknown: ``gs`` then takes coordinates by their units. Blocks need a factorisation made
+        beforehand, which variable ones cannot have.
+      Badly with: Step sizes 1 / L of single coordinates for several at once, which may climb: multiply by the block's size.
+        Sharded gradients, which are gathered. Noisy gradients, of which it takes the noisiest.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -179,6 +196,15 @@ def block_coordinate(
       time in each.
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.3 times the bytes of a plain training
       step, and 0.01 times its memory more.
+
+    Use:
+      For: compute budget, unstable training.
+      When: Full-batch problems with blocks of very different curvature, or layers trained in turn. Greedy rules that know the
+        curvature, ``gsl`` and ``gsd``, beat ``gs`` and random order on badly scaled logistic regression.
+      Not when: Time per step matters: the gradient is whole. Mini-batches: the noisiest leaf wins. Leaves of very different
+        size under ``gs``: large ones always win, so give ``gsl`` or ``cyclic``.
+      Badly with: Decay or noise after it, which moves all blocks: put them in ``base``. Clipping by global norm before it,
+        which measures blocks that stay. Schedules in ``base`` with ``freeze_state``: each block counts its own steps.
 
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj

@@ -42,6 +42,15 @@ def cautious_weight_decay(
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.2 times the bytes of a plain training
       step, and 0 times its memory more.
 
+    Use:
+      For: few labels.
+      When: Runs with well-tuned ``adamw``, whose decay carries over: it leaves out the weights that the optimiser is enlarging,
+        so that decay does not fight the loss.
+      Not when: Overfitting or wrong labels: memorising enlarges weights, which this spares. On the digits comparison it gained
+        far less than `decoupled_weight_decay`, even at the largest decay tried. As a plain decay for sparsity.
+      Badly with: Another decay beside it, as in ``optax.adamw``: the masked part decays after all. Its place before the
+        optimiser or the learning rate: it reads the final update. `lawn`, and layers before a normalisation, as any decay.
+
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj
       >>> tx = optax.chain(optax.sgd(0.1), rj.gradients.cautious_weight_decay(0.5, learning_rate=0.1))

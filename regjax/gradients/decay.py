@@ -40,6 +40,17 @@ def decoupled_weight_decay(
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.2 times the bytes of a plain training
       step, and 0 times its memory more.
 
+    Use:
+      For: few labels, noisy labels, exploding logits.
+      When: The first thing to try against overfitting and memorised labels, with any optimiser: on the digits comparison it did
+        as well as `add_penalty` of `weights.l2`. Its best value does not move with the learning rate: search 1e-4 to 3e-2 a
+        step.
+      Not when: A value from ``optax.adamw`` is carried over: that one is multiplied by the learning rate, so this would decay a
+        hundred times too much. Long runs, unless it shrinks with their length: `normalized_weight_decay`.
+      Badly with: `lawn`, which undoes it. ``optax.adamw``, which decays already. Layers before a normalisation, where it only
+        sets the step size. A decaying learning rate without ``schedule``: late on, decay wins. `prune` before it: put it
+        inside.
+
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj
       >>> tx = optax.chain(optax.sgd(0.1), rj.gradients.decoupled_weight_decay(0.01))
@@ -92,6 +103,16 @@ def sgdw(
       That of ``optax.sgd``, and 2 FLOPs for each weight that decays.
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.2 times the bytes of a plain training
       step, and 0 times its memory more.
+
+    Use:
+      For: few labels, exploding logits.
+      When: SGD with momentum where learning rate and decay shall be searched one by one. ``schedule`` scales both, so that the
+        balance of the two stays over the run.
+      Not when: Without momentum, when `weights.l2` in the loss is the same. A decay of ``optax`` recipes is copied: there it is
+        multiplied by the learning rate.
+      Badly with: `add_penalty` of `weights.l2`, the same twice. A schedule as ``learning_rate`` alone: the decay stays and wins
+        late. A gradient mask before it, which does not stop the decay: put `train_only` around it. `lawn` around it, which
+        wants no decay.
 
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj
@@ -152,6 +173,15 @@ def adamw_decoupled(
       That of ``optax.adamw``.
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.1 times the FLOPs and 1.2 times the bytes of a plain training
       step, and 0 times its memory more.
+
+    Use:
+      For: few labels, exploding logits.
+      When: Adam, when the decay found for one learning rate shall hold for others, as in sweeps. A decay of ``optax.adamw``
+        becomes this one times its learning rate.
+      Not when: Published ``adamw`` settings are to be repeated as they stand: take ``optax.adamw``. Fine-tuning, where decay
+        towards 0 forgets: `l2_sp` or `mixout`.
+      Badly with: `add_penalty` of `weights.l2`, which Adam rescales beside it. A warm-up in ``learning_rate`` alone: at the
+        start decay is all that moves, so give it as ``schedule``. `lawn` around it, which wants no decay.
 
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj

@@ -38,6 +38,11 @@ def agreement_keep_prob(g: Any, ref: Any, *, eps: Any = 1e-8) -> Array:
       XLA at 2 times [512, 512]: at most 7.2 times the FLOPs and 0.83 times the bytes of a copy of its arguments, and 0 times
       its memory more.
 
+    Use:
+      Part of: `gradient_dropout`.
+      When: Call it to see where two tasks disagree, or to weigh a gradient by the probability instead of drawing.
+      Badly with: Gradients near ``eps``, as in bfloat16 or after averaging: pass less.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> keep = rj.gradients.agreement_keep_prob(jnp.array([1.0, -2.0, -0.5]), jnp.array([2.0, 1.0, 1.5]))
@@ -89,6 +94,16 @@ def gradient_dropout(*, strength: Strength = 1.0, seed: int = 0, eps: float = 1e
       forward pass of the teacher.
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.3 times the FLOPs and 2.1 times the bytes of a plain training
       step, and 0.51 times its memory more.
+
+    Use:
+      For: forgetting, fine-tuning.
+      When: Few-shot fine-tuning that shall not forget: a second gradient, of `teacher_cross_entropy` on examples that the
+        teacher knows, gates the first. On rotated digits it kept the old ones better and learned the new ones as well.
+      Not when: No examples of the old kind, as the reference protects nothing elsewhere. A second backward pass is too dear:
+        `l2_sp` or `ewc`. The new task contradicts the old: much of it is blocked.
+      Badly with: Adam, whose division by the size of gradients gives back part of what was dropped. Weight decay, which moves
+        dropped entries. Its place after the optimiser or clipping. ``optax.MultiSteps``, which gates by the last small step's
+        reference.
 
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj

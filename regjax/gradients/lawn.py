@@ -35,6 +35,7 @@ def lawn(
 
     Formula:
       For steps below ``free_steps`` the base alone. At that step ``c = ||w||`` is stored; from then on, in this order,
+
       .. math:: g' = g - \frac{\langle w, g \rangle}{\langle w, w \rangle} w, \quad u = base(g'), \quad
                 u' = u - \frac{\langle w, u \rangle}{\langle w, w \rangle} w, \quad w \leftarrow c \frac{w + u'}{\|w + u'\|}
 
@@ -66,6 +67,16 @@ def lawn(
       That of the base, and about 16 FLOPs for each constrained weight; no forward pass, no copy of the weights.
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 2 times the bytes of a plain training
       step, and 0.01 times its memory more.
+
+    Use:
+      For: exploding logits, poor calibration.
+      When: Long training with adaptive optimisers or large batches, whose logits grow without end: after some free epochs norms
+        stay. On digits it held logits at no loss of accuracy and calibrated well on the noisy comparison. Few free epochs did
+        best.
+      Not when: Wrong labels shall not be learned: it memorised nearly all. Fine-tuning of norms that are part of the knowledge.
+        Weights still tiny at the switch, whose norm is then fixed.
+      Badly with: Weight decay, inside or outside: the norm is set anyway. Anything after it in the chain. `weight_norm` and
+        layers before a normalisation, whose norm does not matter. `prune` around it, which changes norms.
 
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj

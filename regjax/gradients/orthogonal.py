@@ -52,6 +52,16 @@ def orthogonal_gradient(
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.6 times the bytes of a plain training
       step, and 0.01 times its memory more.
 
+    Use:
+      For: delayed generalisation, exploding logits.
+      When: Networks that fit their data and then only scale logits up: small algorithmic tasks, full batches, no weight decay.
+        In modular addition it learned to add within hundreds of steps, where Adam memorised.
+      Not when: Ordinary data: on the digits comparison it gained little and memorised all labels. Weights start too large: with
+        SGD their norm can only grow. Mixed-sign scalars and gates: leave them out by ``where``.
+      Badly with: `add_penalty` of `weights.l2` before it: the decay is projected away, and ``rescale`` turns its size into
+        longer steps. Layers before a normalisation, whose gradient is orthogonal already. Adam's large ``eps``, 1e-8, once
+        gradients are tiny: the authors take 1e-25.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> tx = rj.gradients.orthogonal_gradient()

@@ -52,6 +52,15 @@ def add_penalty(
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.2 times the bytes of a plain training
       step, and 0 times its memory more.
 
+    Use:
+      For: few labels, noisy labels, sparsity budget.
+      When: A weight penalty without touching the loss: for a loop that is given, several penalties with schedules of their own,
+        or one with memory such as `stateful_spectral_penalty`. Equal to `with_penalty`, also in our measurements.
+      Not when: Exact zeros are wanted: `proximal_step`. The penalty shall enter what `sam` perturbs by: `with_penalty` inside
+        it. With Adam and an l2 norm, which it rescales: `decoupled_weight_decay`.
+      Badly with: Its place before `orthogonal_gradient` or in the base of `lawn`, which project `weights.l2` away. Clipping
+        before it, which leaves the penalty unclipped, or after it, which mixes both. The same penalty in the loss.
+
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj
       >>> tx = optax.chain(rj.gradients.add_penalty(rj.weights.l2, 0.5), optax.sgd(0.1))
@@ -61,8 +70,9 @@ def add_penalty(
       -0.2
 
     References:
-      Tikhonov, Solution of Incorrectly Formulated Problems and the Regularization Method, 1963. With adaptive optimisers
-      this is the coupled form: see Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019, arXiv 1711.05101.
+      Tikhonov, Solution of Incorrectly Formulated Problems and the Regularization Method, 1963, Soviet Mathematics Doklady 4.
+      With adaptive optimisers this is the coupled form: see Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019,
+      arXiv 1711.05101.
     """
     name = "gradients.add_penalty"
     stateful = isinstance(penalty, Stateful)
@@ -113,7 +123,8 @@ def proximal_step(
       .. math:: w \leftarrow prox_{s_t}(w + u), \quad s_t = strength_t \;[\cdot\; lr_t]
 
       ``u`` is the optimiser's update. It stands after the optimiser in the chain; with SGD of the same learning rate that
-      is proximal gradient descent on the loss plus ``strength * penalty``.
+      is proximal gradient descent on the loss plus ``strength * penalty``. With momentum m the updates are 1 / (1 - m) times
+      as long: give ``learning_rate`` as lr / (1 - m) for the balance that the penalty in the loss has.
 
     Args:
       prox: ``f(params, step) -> params``, such as `regjax.weights.prox_l1` or a ``functools.partial`` of one, whose own
@@ -136,6 +147,16 @@ def proximal_step(
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.2 times the bytes of a plain training
       step, and 0 times its memory more.
 
+    Use:
+      For: sparsity budget, few labels, noisy labels.
+      When: Penalties with a kink, l1 and group lasso, or constraint sets: weights become exactly 0 or feasible. On digits it
+        beat the penalty's gradient at the highest sparsity, and groups did well against wrong labels.
+      Not when: The strength is not tuned: at twice the best one accuracy on digits collapsed, and whole units died for good.
+        Let it grow by a schedule. A given sparsity is wanted: `prune`.
+      Badly with: Anything after it in the chain, which moves weights off their zeros. Adam with group penalties: it steps
+        without the preconditioner. Momentum that carries weights out again at small strengths. `ema`, whose averages are not
+        sparse: apply a mask.
+
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj
       >>> tx = optax.chain(optax.sgd(0.1), rj.gradients.proximal_step(rj.weights.prox_l1, 0.5))
@@ -145,8 +166,8 @@ def proximal_step(
       [1.4, 0.0]
 
     References:
-      Beck and Teboulle, A Fast Iterative Shrinkage-Thresholding Algorithm for Linear Inverse Problems, 2009 (ISTA). Parikh
-      and Boyd, Proximal Algorithms, 2014.
+      Beck and Teboulle, A Fast Iterative Shrinkage-Thresholding Algorithm for Linear Inverse Problems, 2009, SIAM Journal on
+      Imaging Sciences 2 (ISTA). Parikh and Boyd, Proximal Algorithms, 2014, Foundations and Trends in Optimization 1.
     """
     name = "gradients.proximal_step"
     checks.function(name, "prox", prox)

@@ -33,6 +33,12 @@ def normalized_weight_decay(value: Strength, *, steps_per_epoch: int, period_epo
     Cost:
       None.
 
+    Use:
+      Part of: `decoupled_weight_decay`, `sgdw`, `adamw_decoupled`.
+      When: Call it when runs of several lengths or batch sizes shall share one number, 0.025 to 0.05 for a start.
+      Badly with: ``optax.adamw``, whose decay is multiplied by the learning rate: divide by that first. `adamwr`, which
+        normalises by itself.
+
     Example:
       >>> import regjax as rj
       >>> round(rj.gradients.normalized_weight_decay(0.025, steps_per_epoch=391, period_epochs=100), 10)
@@ -91,6 +97,15 @@ def adamwr(
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.1 times the FLOPs and 1.2 times the bytes of a plain training
       step, and 0.01 times its memory more.
 
+    Use:
+      For: few labels, compute budget.
+      When: The length of the run is open: every restart ends in a usable model, and decay fits the period's length. Stop at the
+        end of a period. Average the ends with `swa`.
+      Not when: The length is known: one cosine or `one_cycle`. Judging within a period, when the learning rate is high. On the
+        digits comparison restarts of the learning rate alone, `sgdr`, changed nothing.
+      Badly with: `one_cycle` or `sgdr` as ``learning_rate``, which are multiplied by its cosine. `prune` with its end just
+        before a restart, whose steps disturb the cut. Early stopping by a fixed patience, which ends within a period.
+
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj
       >>> tx = rj.gradients.adamwr(0.1, steps_per_epoch=1, first_period_epochs=2)
@@ -100,9 +115,9 @@ def adamwr(
       -0.0677
 
     References:
-      Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019, arXiv 1711.05101, and SGDR: Stochastic Gradient
-      Descent with Warm Restarts, 2017, arXiv 1608.03983. As in the authors' code the counter is advanced before the multiplier is
-      used; the moments are kept over a restart.
+      Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019, arXiv 1711.05101. Loshchilov and Hutter, SGDR:
+      Stochastic Gradient Descent with Warm Restarts, 2017, arXiv 1608.03983. As in the authors' code the counter is advanced
+      before the multiplier is used; the moments are kept over a restart.
     """
     name = "gradients.adamwr"
     checks.strength(name, "learning_rate", learning_rate, low=0.0)

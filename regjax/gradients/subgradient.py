@@ -36,6 +36,15 @@ def polyak_subgradient(eta: Strength) -> optax.GradientTransformationExtraArgs:
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.2 times the bytes of a plain training
       step, and 0.01 times its memory more.
 
+    Use:
+      For: unstable training.
+      When: Losses with kinks and a least value of 0 that can be reached: absolute residuals in matrix recovery without noise,
+        over-parameterised regression. With `spectral_small_init` it found a low-rank matrix of few measurements.
+      Not when: The least loss is above 0, as with outliers or wrong labels: steps never end, so take `geometric_step`.
+        Mini-batches, whose values jump. Cross-entropy networks, for which optax's ``polyak_sgd`` or Adam are better.
+      Badly with: `add_penalty`, `with_penalty` and `label_smoothing`, which lift the least loss above 0. Losses that are
+        negative, as of `elr` or `confidence_penalty`: the step turns round. Loss scaling: the step grows with its square.
+
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj
       >>> tx = rj.gradients.polyak_subgradient(0.1)
@@ -47,7 +56,8 @@ def polyak_subgradient(eta: Strength) -> optax.GradientTransformationExtraArgs:
     References:
       Ma and Fattahi, Global Convergence of Sub-gradient Method for Robust Matrix Recovery: Small Initialization, Noisy
       Measurements, and Over-parameterization, 2023, arXiv 2202.08788 (Algorithm 1). Polyak, Minimization of Unsmooth
-      Functionals, 1969, divides by the squared norm of the gradient: ``optax.polyak_sgd``.
+      Functionals, 1969, USSR Computational Mathematics and Mathematical Physics 9, divides by the squared norm of the gradient:
+      ``optax.polyak_sgd``.
     """
     name = "gradients.polyak_subgradient"
     checks.strength(name, "eta", eta, low=0.0)

@@ -62,6 +62,16 @@ def trajectory_matching_loss(
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 4.5 times the FLOPs and 8.1 times the bytes of a forward and
       backward pass, and 5.1 times its memory more.
 
+    Use:
+      For: compute budget.
+      When: A data set is to be distilled into a few synthetic images for one family of networks. Save experts after each epoch,
+        trained by `gsam` in its adaptive form, so that errors of the path add up less.
+      Not when: Other architectures are to learn from the images, as they fit the experts'. Many images a class: the unrolled
+        steps no longer cover them.
+      Badly with: Experts with BatchNorm averages, momentum or decay that the unrolled plain SGD does not have. Augmentations
+        without a gradient by the pixels, such as `randaugment` with posterize. Late epochs, whose targets lie next to the
+        start.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> images, labels = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([0, 1])

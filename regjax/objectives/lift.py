@@ -155,6 +155,13 @@ def attach_gradient(value: Any, direction: PyTree, params: PyTree) -> Array:
       XLA at 16 times [512, 512]: at most 1.7 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times
       its memory more.
 
+    Use:
+      Part of: `gsam`, `look_sam`.
+      When: Call it to write an objective of your own whose direction is a combination of gradients, such as a projection of one
+        task's gradient on another's.
+      Badly with: Whatever differentiates twice, such as `gradient_penalty` by 'exact', as its second derivatives are 0. Line
+        searches, which expect the value to fall along the direction.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> value, grad = jax.value_and_grad(lambda w: rj.objectives.attach_gradient(3.0, 2.0 * w, w))(jnp.array([1.0, -1.0]))
@@ -204,6 +211,15 @@ def with_penalty(loss_fn: LossFn, penalty: Callable[[PyTree], Array], strength: 
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.3 times the bytes of a plain training
       step, and 0 times its memory more.
 
+    Use:
+      For: few labels, exploding logits, loss of plasticity.
+      When: A penalty on the parameters is to be seen by the transforms around the loss, as in `sam` of it, or to be part of the
+        value that is logged. By itself it equals `add_penalty` before the optimiser.
+      Not when: The optimiser is adaptive and the penalty should not be divided by its second moments: take
+        `decoupled_weight_decay`. Exact zeros are wanted, which a subgradient never reaches: take `proximal_step`.
+      Badly with: The same penalty in `add_penalty` too. `esam` and `imbsam` around it, which want losses per example: put it
+        outside them. Norm penalties on layers before a normalisation, where they only change the effective learning rate.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> loss_fn = lambda w, x: jnp.sum(w * x)
@@ -212,7 +228,7 @@ def with_penalty(loss_fn: LossFn, penalty: Callable[[PyTree], Array], strength: 
       [4.0, 5.0]
 
     References:
-      Tikhonov, Solution of Incorrectly Formulated Problems and the Regularization Method, 1963.
+      Tikhonov, Solution of Incorrectly Formulated Problems and the Regularization Method, 1963, Soviet Mathematics Doklady 4.
     """
     name = "objectives.with_penalty"
     checks.function(name, "penalty", penalty)

@@ -39,6 +39,15 @@ def scale_learning_rate(base: Strength, *, base_batch: Any, batch: Any, rule: Li
     Cost:
       None.
 
+    Use:
+      For: compute budget, unstable training.
+      When: The batch size changes and the rate was tuned at another: ``linear`` for SGD, ``sqrt`` for Adam, up to some thousand
+        examples and with a warm-up.
+      Not when: The batch is past the size where curvature and not noise limits the rate (`max_learning_rate`), or the smaller
+        rate was never near its limit.
+      Badly with: Decay that is not multiplied by the rate (`sgdw`, `adamw_decoupled`): fewer steps then decay less, so
+        normalise it with `normalized_weight_decay`. Averages such as `ema`, whose decay is per step.
+
     Example:
       >>> import regjax as rj
       >>> rate = lambda rule: rj.schedules.scale_learning_rate(0.1, base_batch=128, batch=512, rule=rule)
@@ -47,7 +56,7 @@ def scale_learning_rate(base: Strength, *, base_batch: Any, batch: Any, rule: Li
 
     References:
       Granziol et al., Learning Rates as a Function of Batch Size: A Random Matrix Theory Approach to Neural Network Training,
-      2022, arXiv 2006.09092; Goyal et al., Accurate, Large Minibatch SGD, 2017, arXiv 1706.02677.
+      2022, arXiv 2006.09092; Goyal et al., Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour, 2017, arXiv 1706.02677.
     """
     name = "schedules.scale_learning_rate"
     checks.strength(name, "base", base, low=0.0)
@@ -76,10 +85,12 @@ def batch_max_eigenvalue(
 
     Formula:
       With the noise of a batch, :math:`\nu = P \sigma^2 (1 / B - 1 / N)`, and the eigenvalue :math:`\lambda` of the whole data:
+
       .. math:: \lambda' = \lambda + \frac{\nu}{\lambda} \ if \ \lambda > \sqrt{\nu}, \quad else \ 2 \sqrt{\nu}
 
       the edge of the noise. For the generalised Gauss-Newton matrix, whose noise is positive semi-definite, with
       :math:`\gamma = \nu / \sigma^2`:
+
       .. math:: \lambda' = \lambda + \frac{\sigma^2}{1 - \nu / \lambda} \ if \ \lambda > \sigma^2 (\gamma + \sqrt{\gamma}), \quad
          else \ \sigma^2 (1 + \sqrt{\gamma})^2
 
@@ -99,6 +110,12 @@ def batch_max_eigenvalue(
 
     Cost:
       None.
+
+    Use:
+      Part of: `max_learning_rate`.
+      When: To predict what `top_eigenvalue` gives on small batches from one measurement on all data, or to judge how much of a
+        measured one is noise.
+      Not when: Noise is not spread evenly over directions, as with few classes or rare outliers: it assumes a random matrix.
 
     Example:
       >>> import regjax as rj
@@ -172,6 +189,15 @@ def max_learning_rate(
     Cost:
       None.
 
+    Use:
+      For: unstable training, compute budget.
+      When: To see up to which batch size the rate may grow, from `top_eigenvalue` of a full batch and `hessian_variance`. It is
+        a bound for plain SGD on a quadratic: with momentum m it is 1 + m times higher.
+      Not when: Adam or other preconditioned steps. Long runs at a constant rate, where curvature adapts to the rate, so that
+        the bound only says what is in use.
+      Badly with: Eigenvalues of another time of training, or of scale-invariant layers after their norm has changed: they grow
+        as weights shrink.
+
     Example:
       >>> import regjax as rj
       >>> round(float(rj.schedules.max_learning_rate(0.1, batch_size=64, noise_scale=16.0)), 4)
@@ -211,6 +237,7 @@ def lr_from_spectrum(
     Formula:
       With L the largest and :math:`\mu` the smallest positive Ritz value, and the ratio
       :math:`q = (\sqrt L - \sqrt \mu) / (\sqrt L + \sqrt \mu)`:
+
       .. math:: \eta = \frac{4}{(\sqrt L + \sqrt \mu)^2}, \ m = q^2 \ (polyak), \quad \eta = 1 / L, \ m = q \ (nesterov)
 
     Args:
@@ -230,6 +257,14 @@ def lr_from_spectrum(
       A few passes over the Ritz values.
       XLA at 2 times [64]: at most 7.3 times the FLOPs and 3.6 times the bytes of a copy of its arguments, and 0.62 times its
       memory more.
+
+    Use:
+      For: unstable training, compute budget.
+      When: SGD with momentum where a few Lanczos steps every many epochs are affordable, to set rate and momentum together
+        without a search. Average the weights at the end, as the authors do.
+      Not when: Rates of minibatch training are limited by noise: it takes the batch's spectrum for that of a quadratic. Adam.
+      Badly with: Batch normalisation in training mode during the products, which changes the matrix: fix its statistics. `sam`,
+        whose step is not the gradient of that Hessian.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -30,6 +30,14 @@ def cubic_sparsity(target: Strength, *, start: int, end: int) -> Schedule:
     Cost:
       None.
 
+    Use:
+      For: sparsity budget.
+      When: Weights are pruned during training, over a third to half of it, with time to recover after ``end``: in the sparsity
+        study gradual pruning beat one cut at high sparsities. `prune` has it built in, so take it for masks or densities of
+        one's own.
+      Not when: Sparsity is moderate and the network is tuned after one cut, or the mask must be fixed from the start.
+      Badly with: A learning rate near 0 before ``end``, after which nothing recovers. Use as a density: that is 1 minus it.
+
     Example:
       >>> import regjax as rj
       >>> sparsity = rj.schedules.cubic_sparsity(0.8, start=0, end=4)
@@ -37,8 +45,9 @@ def cubic_sparsity(target: Strength, *, start: int, end: int) -> Schedule:
       [0.4625, 0.7, 0.8, 0.8]
 
     References:
-      Zhu and Gupta, To Prune, or Not to Prune: Exploring the Efficacy of Pruning for Model Compression, 2017, arXiv
-      1710.01878, from a sparsity of 0; counted from ``step + 1`` as in JaxPruner, 2023, arXiv 2304.14082.
+      Zhu and Gupta, To Prune, or Not to Prune: Exploring the Efficacy of Pruning for Model Compression, 2017, arXiv 1710.01878,
+      from a sparsity of 0; counted from ``step + 1`` as in Lee et al., JaxPruner: A Concise Library for Sparsity Research,
+      2023, arXiv 2304.14082.
     """
     name = "schedules.cubic_sparsity"
     checks.number(name, "target", target, low=0.0, high=1.0)

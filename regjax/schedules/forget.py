@@ -32,6 +32,13 @@ def forget_rate(epoch: Any, *, forget_rate: Strength, num_gradual: int = 10, exp
     Cost:
       None.
 
+    Use:
+      Part of: `co_teaching`.
+      When: For the rate of `co_teaching` and `small_loss_weights`: in epochs, up to the share of wrong labels or a little
+        below.
+      Not when: The share of noise is unknown and clean rare classes have large losses: what is left out is then them. Feed
+        epochs, not steps.
+
     Example:
       >>> import regjax as rj
       >>> [round(float(rj.schedules.forget_rate(epoch, forget_rate=0.4, num_gradual=5)), 4) for epoch in range(6)]

@@ -27,6 +27,14 @@ def geometric_step(eta: Any, *, rho: Any) -> Schedule:
     Cost:
       None.
 
+    Use:
+      For: unstable training, noisy labels.
+      When: Losses of absolute values with exact solutions up to outliers, such as robust matrix recovery: subgradients keep
+        their length, so the step must shrink. Start from `spectral_small_init`.
+      Not when: There is no noise: `polyak_subgradient` reads the step from the loss. Smooth losses, whose gradients shrink
+        themselves. A ``rho`` too small stops before the solution: the way left is at most the first step over 1 - rho.
+      Badly with: Adam and its kin, which scale the update to their own size.
+
     Example:
       >>> import regjax as rj
       >>> size = rj.schedules.geometric_step(0.5, rho=0.9)

@@ -25,6 +25,7 @@ def one_cycle(
     Formula:
       From ``peak / div_factor`` to ``peak``, then to ``peak / (div_factor final_div_factor)``; with ``three_phase`` first
       back to the start in a mirrored phase. Between two values a and b, at the fraction f of a phase,
+
       .. math:: a + (b - a) \frac{1 - \cos \pi f}{2} \quad\text{or}\quad a + (b - a) f
 
       The phases end at steps ``pct_start T - 1`` (``2 pct_start T - 2``) and ``T - 1``, for T = ``total_steps``; with
@@ -50,6 +51,15 @@ def one_cycle(
 
     Cost:
       None.
+
+    Use:
+      For: compute budget, unstable training.
+      When: A run of known, short length, SGD with momentum on clean data: large rates in the middle, and the gain in accuracy
+        in the final fall. Lower other regularisers, as the authors do, for the large rates regularise.
+      Not when: The length is open, or runs are judged before the end. It did not help on the digits comparison, whose wrong
+        labels it learnt by heart as a constant rate does: lower peaks did better.
+      Badly with: `swa` over its last steps, which average nearly one point. AdamW whose decay is multiplied by the rate, with a
+        peak far above the usual one. Resuming with another ``total_steps``.
 
     Example:
       >>> import regjax as rj
@@ -107,6 +117,11 @@ def one_cycle_momentum(
     Cost:
       None.
 
+    Use:
+      Part of: `one_cycle`.
+      When: With `one_cycle` at large peaks and SGD or Adam, given through ``optax.inject_hyperparams``.
+      Badly with: Other arguments than those of the rate, which puts the two out of phase.
+
     Example:
       >>> import regjax as rj
       >>> momentum = rj.schedules.one_cycle_momentum(total_steps=20)
@@ -145,6 +160,14 @@ def lr_range_test(*, low: Any, high: Any, num_steps: int, mode: str = "linear") 
 
     Cost:
       None.
+
+    Use:
+      For: compute budget, unstable training.
+      When: Before a long run, once, with the batch size, decay and regularisers of that run: the rate where the loss stops
+        falling is the largest peak for `one_cycle`, and below it lies a safer one.
+      Not when: Labels are noisy: the test finds the largest rate that trains, and on the digits comparison rates far below did
+        better. Losses of batches are too noisy to see the turn.
+      Badly with: Going on from its end state, which has diverged. Adam with bias correction in a test of a few dozen steps.
 
     Example:
       >>> import regjax as rj
@@ -203,6 +226,15 @@ def hessian_free_learning_rate(*, decay: Any = 0.9, init: Any = 0.1) -> Stateful
       One pass over the updates; the memory of one copy of them.
       XLA at 16 times [512, 512]: at most 2.8 times the FLOPs and 2 times the bytes of a copy of its arguments, and 0.28 times
       its memory more.
+
+    Use:
+      For: unstable training, compute budget.
+      When: As a gauge beside plain SGD on large batches, at nearly no cost: the inverse curvature along the path, to see
+        whether the rate is far from it.
+      Not when: Batches are small: independent noise in two updates gives about 0.7 of the rate in use, whatever the curvature.
+        Adam, whose updates are not the gradient's.
+      Badly with: Momentum, gradient clipping and `sam`, after which two updates differ for other reasons than curvature.
+        Feeding it back as the rate at once: it follows itself.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

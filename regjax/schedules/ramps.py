@@ -30,6 +30,11 @@ def ps_kd_alpha(epoch: Any, total_epochs: int, *, alpha_final: Strength = 0.8) -
     Cost:
       None.
 
+    Use:
+      Part of: `ps_kd`.
+      When: With `ps_kd_targets` in a loop of one's own. `ps_kd` has this weight built in.
+      Badly with: Steps in place of epochs: the weight would reach its end at once.
+
     Example:
       >>> import regjax as rj
       >>> [round(float(rj.schedules.ps_kd_alpha(epoch, 300)), 4) for epoch in (0, 149, 299)]
@@ -65,6 +70,14 @@ def sigmoid_rampup(step: Any, length: Any) -> Array:
 
     Cost:
       None.
+
+    Use:
+      For: unstable training, noisy labels.
+      When: The weight of a term whose targets are the model's own, poor at first: consistency, distillation from `ema`, or the
+        decay of that average. A length of some tens of epochs is usual.
+      Not when: The term must be exactly off at first (it starts at 0.0067), or is a guard that is needed from the first step,
+        such as `load_balancing_loss`.
+      Badly with: Runs shorter than a few times its length. A learning rate that has decayed when it arrives.
 
     Example:
       >>> import regjax as rj

@@ -37,6 +37,15 @@ def sgdr(
     Cost:
       None.
 
+    Use:
+      For: compute budget.
+      When: A usable model is wanted at several times of a long run, or snapshots for an ensemble or `uniform_soup`: take them
+        at the end of a period. `adamwr` has it with a decay for each period.
+      Not when: One final model counts: a single period of the whole length ends as low with fewer jumps. It did not help on the
+        digits comparison, where it learnt all wrong labels as a constant rate does.
+      Badly with: `ema` over a restart, which mixes two valleys. Early stopping inside a period. Pruning masks frozen shortly
+        before a restart.
+
     Example:
       >>> import regjax as rj
       >>> rate = rj.schedules.sgdr(1.0, steps_per_epoch=2, first_period_epochs=1)
@@ -44,9 +53,9 @@ def sgdr(
       [0.5, 0.0, 0.8536, 0.5, 0.1464, 0.0]
 
     References:
-      Loshchilov and Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts, 2017, arXiv 1608.03983, and Decoupled Weight
-      Decay Regularization, 2019, arXiv 1711.05101. As in the authors' code the counter is advanced before the value is used;
-      `adamwr` also normalises the weight decay to each period.
+      Loshchilov and Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts, 2017, arXiv 1608.03983. Loshchilov and
+      Hutter, Decoupled Weight Decay Regularization, 2019, arXiv 1711.05101. As in the authors' code the counter is advanced
+      before the value is used; `adamwr` also normalises the weight decay to each period.
     """
     name = "schedules.sgdr"
     checks.number(name, "peak_value", peak_value, low=0.0)

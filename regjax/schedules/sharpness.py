@@ -34,6 +34,14 @@ def gsam_rho(learning_rate: Schedule, *, rho_min: Any, rho_max: Any, lr_min: Any
     Cost:
       None.
 
+    Use:
+      Part of: `gsam`.
+      When: With `gsam` or `sam` under a decaying learning rate: late small steps then get a small radius.
+      Not when: The rate is constant, or ``lr_min`` and ``lr_max`` are not those of the schedule: outside of them the radius is
+        held.
+      Badly with: `sgdr`, whose restarts make the radius jump too. `look_sam` with long periods, whose stored direction is that
+        of an older radius.
+
     Example:
       >>> import optax, regjax as rj
       >>> rate = optax.linear_schedule(1.0, 0.0, 10)

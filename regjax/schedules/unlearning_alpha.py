@@ -32,6 +32,15 @@ def unlearning_alpha(*, alpha: Any, epochs: int = 10, no_l1_epochs: int = 0, ste
     Cost:
       None.
 
+    Use:
+      For: unlearning, sparsity budget.
+      When: Fine-tuning on the kept data to forget the rest, with `weights.l1` of all parameters: strong first, 0 at the end, so
+        that the last epochs mend what the penalty cost.
+      Not when: Forgetting must be complete: in the forgetting study the penalty came no nearer to retraining at its best point,
+        and `bounded_forgetting` on the data to forget did better.
+      Badly with: Weight decay and proximal steps beside it, which shrink the same weights. Steps without ``steps_per_epoch``,
+        which ends it after a few batches.
+
     Example:
       >>> import regjax as rj
       >>> alpha = rj.schedules.unlearning_alpha(alpha=1e-3, epochs=10, no_l1_epochs=2)
@@ -40,7 +49,7 @@ def unlearning_alpha(*, alpha: Any, epochs: int = 10, no_l1_epochs: int = 0, ste
 
     References:
       Jia et al., Model Sparsity Can Simplify Machine Unlearning, 2023, arXiv 2304.04934; as the authors' code, which fine-tunes
-      for 10 epochs on the data to be kept, with SGD at 0.01 and momentum 0.9. The usual strengths are from memory.
+      for 10 epochs on the data to be kept, with SGD at 0.01 and momentum 0.9. The usual strengths are unverified.
     """
     name = "schedules.unlearning_alpha"
     checks.number(name, "alpha", alpha, low=0.0)

@@ -45,6 +45,13 @@ def as_matrix(kernel: Any, *, groups: int = 1, output_axes: int = 1) -> Array:
       XLA at [3, 3, 64, 64]: at most 0 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
       memory more.
 
+    Use:
+      Part of: `kernel_matrix`, `orthonormality`, `spectral_penalty`, `nuclear_norm`.
+      When: In a ``matrix_of`` of your own: grouped or depthwise convolutions, attention kernels under other names, layers
+        stacked for a scan.
+      Badly with: Claims about the norm of a whole convolution: that of the reshaped kernel may lie below it, as it did for
+        random kernels in our Lipschitz study. Use `gram_iteration_conv`.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> rj.weights.as_matrix(jnp.ones((3, 3, 8, 16))).shape
@@ -93,6 +100,12 @@ def kernel_matrix(path: tuple[str, ...], leaf: Any) -> Array:
       XLA at [512, 8, 64]: at most 0 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its memory
       more.
 
+    Use:
+      Part of: `as_matrix`, `orthonormality`, `spectral_penalty`, `nuclear_norm`.
+      When: It is the default ``matrix_of``: call it within your own for the leaves that need no special case.
+      Badly with: Grouped convolutions, scanned layers, and attention whose projections are not called query, key or value: it
+        cannot tell them apart.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> rj.weights.kernel_matrix(("attention", "query", "kernel"), jnp.ones((32, 4, 8))).shape
@@ -101,7 +114,7 @@ def kernel_matrix(path: tuple[str, ...], leaf: Any) -> Array:
       (32, 32)
 
     References:
-      The default of every ``matrix_of=`` argument. A tree cannot tell groups or layers stacked for a scan: write
+      None: the default of every ``matrix_of=`` argument. A tree cannot tell groups or layers stacked for a scan: write
       ``matrix_of=lambda path, leaf: as_matrix(leaf, groups=8)`` for those, or return a stack of matrices ``[..., in, out]``.
     """
     leaf = checks.array("weights.kernel_matrix", "leaf", leaf, min_ndim=2)

@@ -167,6 +167,13 @@ def test_weights_without_a_gradient_stay():
     assert find(state)["frozen"]["kernel"].all() and find(state)["free"]["kernel"].tolist() == [[False, True]]
 
 
+def test_a_mask_within_another_is_not_overlooked():
+    inner = rj.gradients.nm_pruning(optax.sgd(0.1), n=1, m=2)
+    tx = rj.gradients.prune(inner, sparsity=0.5)
+    with pytest.raises(ValueError, match=r"regjax\.gradients\.find_mask.*opt_state.*one with 2"):
+        find(tx.init({"kernel": jnp.ones((4, 2))}))
+
+
 def test_fixed_masks_and_n_in_m_hold(x64):
     mask = rj.weights.global_magnitude_mask(ONE, sparsity=0.7)
     params, found = train(rj.gradients.fixed_mask(optax.sgd(0.1, momentum=0.9), mask), 4, ONE, towards)

@@ -10,12 +10,9 @@ from typing import Any, NamedTuple
 
 from experiments.bench import timing
 from experiments.bench.cards.case import Case
+from regjax import catalog
 
 WIDTH = 130
-_SENTENCE = re.compile(
-    r"XLA at (?P<at>.+?): at most (?P<flops>[\d.,]+) times the FLOPs and (?P<bytes>[\d.,]+) times the bytes of (?P<of>.+?), "
-    r"and (?P<memory>[\d.,]+) times its memory more\."
-)
 
 
 class Counts(NamedTuple):
@@ -68,11 +65,8 @@ def sentence(counts: Counts, of: str, at: str) -> str:
 
 def stated(cost: str) -> Stated | None:
     """What the Cost section of a card states; None without the sentence."""
-    match = _SENTENCE.search(" ".join(cost.split()))
-    if match is None:
-        return None
-    number = lambda name: float(match[name].replace(",", ""))
-    return Stated(Counts(number("flops"), number("bytes"), number("memory")), match["of"], match["at"])
+    card = catalog.parse_cost(cost)
+    return None if card is None else Stated(Counts(card.flops, card.bytes, card.memory), card.of, card.at)
 
 
 def faults(name: str, cost: str, case: Case, counts: Counts) -> list[str]:
@@ -126,4 +120,4 @@ def write(technique: Callable[..., Any], text: str) -> bool:
     return True
 
 
-_HEADS: Mapping[str, None] = dict.fromkeys(("Example:", "Examples:", "References:"))
+_HEADS: Mapping[str, None] = dict.fromkeys(("Use:", "Example:", "Examples:", "References:"))

@@ -45,6 +45,16 @@ def reliability_bins(confidences: Any, correct: Any, *, num_bins: int = 15, wher
       XLA at 2 times [50000]: at most 29 times the FLOPs and 6.3 times the bytes of a copy of its arguments, and 2.3 times its
       memory more.
 
+    Use:
+      For: poor calibration.
+      When: A calibration error is large and its sign is asked for: accuracy below the confidence is over-confidence
+        (cross-entropy), above it under-confidence. In the calibration study `label_smoothing` and `maxsup` were far on that
+        side. Plot the weights beside it.
+      Not when: Runs are compared by one number, for which `expected_calibration_error` is the sum of these gaps. With some
+        hundred examples take fewer than 15 bins, as most hold next to none.
+      Badly with: Training examples, which a network fits to confidence and accuracy 1. Mixed labels of `mixup` or `cutmix`, for
+        which right and wrong are not defined.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> confidences, correct = jnp.array([0.9, 0.8, 0.3]), jnp.array([True, False, True])
@@ -53,8 +63,8 @@ def reliability_bins(confidences: Any, correct: Any, *, num_bins: int = 15, wher
       [[0.3, 0.85], [1.0, 0.5], [0.3333, 0.6667]]
 
     References:
-      Niculescu-Mizil and Caruana, Predicting Good Probabilities with Supervised Learning, 2005. Guo et al., On Calibration of
-      Modern Neural Networks, 2017, arXiv 1706.04599.
+      Niculescu-Mizil and Caruana, Predicting Good Probabilities with Supervised Learning, 2005, ICML. Guo et al., On
+      Calibration of Modern Neural Networks, 2017, arXiv 1706.04599.
     """
     return _equal_width("diagnostics.reliability_bins", confidences, correct, num_bins, where)
 
@@ -84,6 +94,16 @@ def expected_calibration_error(confidences: Any, correct: Any, *, num_bins: int 
       O(N M) compares and sums; no sort, and examples may be sharded over devices. XLA counts one bin.
       XLA at 2 times [50000]: at most 29 times the FLOPs and 6.3 times the bytes of a copy of its arguments, and 2.3 times its
       memory more.
+
+    Use:
+      For: poor calibration.
+      When: Models are compared on one test set with one number of bins, as trained and again after `fit_temperature`: in the
+        calibration study `label_smoothing` was far behind cross-entropy as trained and level with it afterwards.
+      Not when: A strength or a model is chosen by it: a model that predicts class shares is calibrated too, so take
+        `negative_log_likelihood`. Test sets differ in size. Most confidences are near 1, where one bin hides the error:
+        `adaptive_calibration_error`.
+      Badly with: Confidences and predictions of two forward passes, as with dropout on. Logits from `adjust_logits` on test
+        data of unequal shares: they answer for balanced classes.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -124,6 +144,15 @@ def adaptive_calibration_error(confidences: Any, correct: Any, *, num_bins: int 
       A sort of N, and O(N M) compares and sums; examples sharded over devices are gathered on each of them. XLA counts one bin.
       XLA at 2 times [50000]: at most 35 times the FLOPs and 13 times the bytes of a copy of its arguments, and 2.8 times its
       memory more.
+
+    Use:
+      For: poor calibration.
+      When: Sure models, most of whose confidences lie above 0.95, or test sets of a few hundred: each bin then holds as many
+        examples. In the calibration study it ordered the methods as trained just as `expected_calibration_error` did.
+      Not when: The value is to be compared with papers, which mostly report equal widths, or with the adaptive error over all
+        classes of Nixon et al. Examples are sharded over many devices and must stay there.
+      Badly with: Saturated or low-precision confidences: equal ones share a bin, so that a softmax full of ones leaves few bins
+        in use.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -176,6 +205,15 @@ def classwise_calibration_error(probs: Any, labels: Any, *, num_bins: int = 15, 
       O(N K M) compares and sums; no sort, and examples may be sharded over devices. XLA counts one bin of one class.
       XLA at [1024, 1000]: at most 0.068 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.56 times its
       memory more.
+
+    Use:
+      For: poor calibration, long tails.
+      When: Probabilities of every class are used, as for costs or rare classes: `fit_temperature` lowered the top-class error
+        of cross-entropy in the calibration study and raised this one.
+      Not when: There are hundreds of classes: nearly all probabilities lie in the first bin, and the value is near 0 for any
+        model. Compare models of the same number of classes only.
+      Badly with: Logits from `adjust_logits` on test data of unequal shares, where the error shows nothing but the shift of the
+        shares.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -253,14 +291,24 @@ def brier_score(logits: Any, labels: Any, *, axis: int = -1, where: Any = None) 
       XLA at [1024, 1000]: at most 13 times the FLOPs and 4.2 times the bytes of a copy of its arguments, and 0.7 times its
       memory more.
 
+    Use:
+      For: poor calibration.
+      When: Models are chosen by honest probabilities and a single sure mistake shall not decide: it is bounded, unlike
+        `negative_log_likelihood`. In the calibration study smoothed models were behind as trained and ahead after
+        `fit_temperature`.
+      Not when: Calibration is asked for apart from accuracy, which it mixes: `expected_calibration_error`. There are many
+        classes, where errors among unlikely ones hardly count.
+      Badly with: Published values of two classes, which are half of this one. Probabilities given as logits: pass their
+        logarithm.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> float(rj.diagnostics.brier_score(jnp.log(jnp.array([0.5, 0.25, 0.25])), jnp.array(0)))
       0.375
 
     References:
-      Brier, Verification of Forecasts Expressed in Terms of Probability, 1950. Summed over the classes as there, so twice
-      the usual score of two classes.
+      Brier, Verification of Forecasts Expressed in Terms of Probability, 1950, Monthly Weather Review 78. Summed over the
+      classes as there, so twice the usual score of two classes.
     """
     x = classes.class_inputs("diagnostics.brier_score", logits, labels, axis=axis, where=where)
     p = jnp.exp(classes.log_softmax(x.logits, x.where))
@@ -298,13 +346,23 @@ def negative_log_likelihood(logits: Any, labels: Any, *, axis: int = -1, where: 
       XLA at [1024, 1000]: at most 4.5 times the FLOPs and 2.8 times the bytes of a copy of its arguments, and 0.55 times its
       memory more.
 
+    Use:
+      For: poor calibration.
+      When: Strengths are chosen on clean held-out labels: it falls only where probabilities get better, and it is what
+        `fit_temperature` minimises. Compare it after that, or a scale of the logits alone decides.
+      Not when: Held-out labels are partly wrong: the model that is rightly sure pays most. One example of probability 0 makes
+        the mean infinite: `brier_score`.
+      Badly with: Training losses that are no cross-entropy (`label_smoothing`, `focal`, `logit_norm`): their own value on
+        held-out data is another quantity.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> round(float(rj.diagnostics.negative_log_likelihood(jnp.array([2.0, 1.0, 0.0]), jnp.array(0))), 4)
       0.4076
 
     References:
-      Good, Rational Decisions, 1952: the logarithmic score, the only proper one that looks at the label's probability alone.
+      Good, Rational Decisions, 1952, Journal of the Royal Statistical Society B 14: the logarithmic score, the only proper one
+      that looks at the label's probability alone.
     """
     return classes.cross_entropy(
         classes.class_inputs("diagnostics.negative_log_likelihood", logits, labels, axis=axis, where=where)

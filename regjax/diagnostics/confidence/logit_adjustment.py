@@ -33,6 +33,15 @@ def adjust_logits(logits: Any, class_counts: Any, *, tau: Strength = 1.0, axis: 
       XLA at [1024, 1000]: at most 1.2 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times its
       memory more.
 
+    Use:
+      For: long tails.
+      When: A network trained with plain cross-entropy on unequal classes is to be judged by balanced accuracy, and cannot be
+        trained again. Search tau on balanced held-out images, as 1 is best only for calibrated models: `fit_temperature` first.
+      Not when: Test examples have the shares of the training set. Training can be repeated: `logit_adjusted` has the margin in
+        the loss, which of the single methods did most for rare digits in the long-tail study.
+      Badly with: `logit_adjusted`, `class_balance` weights and balanced sampling, after which the frequencies are out already:
+        rare classes get them twice. Calibration errors of the adjusted logits on unbalanced data.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> z = rj.diagnostics.adjust_logits(jnp.array([2.0, 1.0, 0.0]), jnp.array([70, 20, 10]))

@@ -50,6 +50,13 @@ def mc_predict(
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 12 times the FLOPs and 13 times the bytes of a forward pass, and
       4.1 times its memory more.
 
+    Use:
+      Part of: `mc_dropout_statistics`, `sequence_uncertainty`.
+      When: For the passes themselves: a model trained with `dropout` or `drop_path`, normalisation on running statistics. Some
+        10 passes rank examples, estimates of single entropies want tens. ``batch_size=1`` where memory is short.
+      Badly with: Models without noise layers or in test mode throughout, whose passes are all equal. Batch statistics, by which
+        an example's answer depends on its neighbours.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> apply_fn = lambda key, x: rj.layers.dropout(key, x, rate=0.5) @ jnp.eye(2)
@@ -57,9 +64,10 @@ def mc_predict(
       (3, 4, 2)
 
     References:
-      Gal and Ghahramani, Dropout as a Bayesian Approximation, 2015, arXiv 1506.02142. Zhang et al., STAR: Constraint LoRA
-      with Dynamic Active Learning for Data-Efficient Fine-Tuning of Large Language Models, 2024, arXiv 2403.01165, with 3
-      passes; their released script runs them in test mode, where all are the same, and here dropout is on.
+      Gal and Ghahramani, Dropout as a Bayesian Approximation: Representing Model Uncertainty in Deep Learning, 2015, arXiv
+      1506.02142. Zhang et al., STAR: Constraint LoRA with Dynamic Active Learning for Data-Efficient Fine-Tuning of Large
+      Language Models, 2024, arXiv 2403.01165, with 3 passes; their released script runs them in test mode, where all are the
+      same, and here dropout is on.
     """
     name = "diagnostics.mc_predict"
     key = checks.key(name, key)
@@ -99,6 +107,15 @@ def mc_dropout_statistics(logits: Any) -> MCDropoutStatistics:
       About twenty passes over the logits, and the memory of four arrays like them.
       XLA at [10, 1024, 100]: at most 41 times the FLOPs and 13 times the bytes of a copy of its arguments, and 2.4 times its
       memory more.
+
+    Use:
+      For: few labels, poor calibration.
+      When: Noise of the data is to be told from what the model does not know: mutual information chooses examples to label,
+        predictive entropy those to abstain from. The network was trained with the dropout that is on.
+      Not when: One ranking by confidence is enough: the softmax of a single pass costs a T-th. With two or three passes the
+        mutual information is too small on average, and the variation ratio has two or three values.
+      Badly with: A `fit_temperature` of the deterministic pass, which does not fit the mean of passes. Rates changed after
+        training, on which all five measures depend.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -167,6 +184,15 @@ def sequence_uncertainty(
       XLA at [4, 8, 32, 1000]: at most 4.5 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 0.56 times
       its memory more.
 
+    Use:
+      For: few labels, fine-tuning.
+      When: Answers of a language model are ranked for labelling: give the answer's tokens with ``where``. ``likelihood`` asks
+        about this answer, ``entropy`` about all next tokens.
+      Not when: Answers differ much in length: it is a sum over tokens, so the longest come first. Divide by the number of
+        tokens where that is not wanted.
+      Badly with: Logits that are not shifted to predict the token beside them. Passes in test mode, as in the released script,
+        which add nothing to the first.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> logits = jnp.log(jnp.array([[[0.9, 0.1], [0.5, 0.5]]]))
@@ -222,6 +248,15 @@ def star_uncertainty(full: Any, base: Any, *, iteration: Any, rate: Strength = 0
       XLA at 2 times [50000]: at most 4.5 times the FLOPs and 1.4 times the bytes of a copy of its arguments, and 0.01 times its
       memory more.
 
+    Use:
+      For: few labels, fine-tuning.
+      When: Rounds of labelling with a pretrained model that is tuned anew, as with `LoRALinear`: in the first rounds the tuned
+        one has seen too little for its uncertainty to mean anything.
+      Not when: There is no untuned model that can do the task at all, so that its uncertainty is noise, or one round only.
+        ``rate`` times the planned rounds should reach 1.
+      Badly with: A ``base`` that is normalised anew among what is left, which shifts its scale from round to round.
+        ``normalize_full=False`` with sums over long answers, which outweigh ``base``.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> full, base = jnp.array([1.0, 3.0]), jnp.array([1.0, 0.0])
@@ -269,6 +304,11 @@ def normalize_scores(scores: Any, *, where: Any = None) -> Array:
       XLA at [50000]: at most 5.6 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 0.01 times its memory
       more.
 
+    Use:
+      Part of: `star_uncertainty`.
+      When: Once for the whole pool, before the first round, and wherever scores of two scales are added.
+      Badly with: Outliers: one example far above the others presses all of them to 0. NaN scores spread to all.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> rj.diagnostics.normalize_scores(jnp.array([1.0, 3.0, 2.0])).tolist()
@@ -305,6 +345,11 @@ def select_top(scores: Any, *, num: int, exclude: Any = None) -> Array:
       A sort of N; scores sharded over devices are gathered.
       XLA at [50000]: at most 21 times the FLOPs and 5 times the bytes of a copy of its arguments, and 1.3 times its memory
       more.
+
+    Use:
+      Part of: `star_uncertainty`, `mc_dropout_statistics`.
+      When: At the end of a round of labelling, with all labelled examples in ``exclude``. Look for -1 at the end of the result.
+      Not when: Many examples are chosen at once from near-duplicates: by score alone it takes all of them.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -37,6 +37,13 @@ def hessian_matvec(loss_fn: Callable[..., Array], params: PyTree, *args: Any) ->
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 2.1 times the FLOPs and 2.4 times the bytes of a forward and
       backward pass, and 0.35 times its memory more.
 
+    Use:
+      Part of: `top_eigenvalue`, `lanczos_spectrum`, `stochastic_lanczos`, `hessian_variance`.
+      When: For one loss on one fixed batch. Take `ggn_matvec` where negative curvature disturbs, as in `lr_from_spectrum`.
+      Badly with: Losses whose gradient is not their own (`modulate_backward`, `attach_gradient`, straight-through masks): the
+        product is not that of their Hessian. Of a loss under `sam` it is the Hessian at the perturbed weights. Keys that change
+        between calls.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> loss_fn = lambda w: w[0] ** 2 * w[1]
@@ -44,7 +51,7 @@ def hessian_matvec(loss_fn: Callable[..., Array], params: PyTree, *args: Any) ->
       [6.0, 2.0]
 
     References:
-      Pearlmutter, Fast Exact Multiplication by the Hessian, 1994.
+      Pearlmutter, Fast Exact Multiplication by the Hessian, 1994, Neural Computation 6.
     """
     name = "diagnostics.hessian_matvec"
     loss = _vectors.loss_of(name, loss_fn, params)
@@ -82,6 +89,14 @@ def ggn_matvec(
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.5 times the FLOPs and 1.5 times the bytes of a forward and
       backward pass, and 0.01 times its memory more.
 
+    Use:
+      Part of: `top_eigenvalue`, `lanczos_spectrum`, `stochastic_lanczos`.
+      When: A matrix without negative eigenvalues is needed, for step sizes, a Laplace posterior or early in training, when the
+        Hessian has many. For cross-entropy it is the Fisher information.
+      Not when: Saddles or negative curvature are the question: it cannot show them.
+      Badly with: Losses that are not convex in the outputs (`generalized_cross_entropy`, `focal`, `poly1_cross_entropy`), for
+        which it may be indefinite after all.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> model_fn = lambda w, x: w**2 * x
@@ -91,7 +106,7 @@ def ggn_matvec(
       [4.0, 16.0]
 
     References:
-      Schraudolph, Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent, 2002.
+      Schraudolph, Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent, 2002, Neural Computation 14.
     """
     name = "diagnostics.ggn_matvec"
     checks.function(name, "model_fn", model_fn)
@@ -123,6 +138,7 @@ def hessian_variance(
 
     Formula:
       For random v of length 1, averaged over probes,
+
       .. math:: \frac{1}{n - 1} \sum_i \|H_i v - \bar H v\|^2 \approx P \sigma^2, \quad \bar H = \frac 1 n \sum_i H_i
 
       where :math:`\sigma^2` is the variance of one entry of :math:`H_i`: the ``noise_scale`` of
@@ -149,6 +165,15 @@ def hessian_variance(
       One product for each example and probe; the memory of ``chunk_size`` vectors. XLA counts the body of the loop once.
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 0.5 times the FLOPs and 5.7 times the bytes of one product with
       the Hessian, and 5.9 times its memory more.
+
+    Use:
+      For: compute budget, unstable training.
+      When: A learning rate is moved to another batch size by `max_learning_rate`: measure this and `top_eigenvalue` on some
+        hundred examples, now and then in training, as both change.
+      Not when: The rule of thumb will do: `scale_learning_rate`. One probe is noisy for narrow networks, so raise
+        ``num_probes`` until it stands still.
+      Badly with: Batch normalisation by batch statistics, and contrastive losses: there is no Hessian of a single example.
+        Dropout, whose masks add noise that is none of the data's.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -33,6 +33,15 @@ def gradient_direction_variance(grads: PyTree) -> Array:
       XLA at 4 times [16, 256, 256]: at most 12 times the FLOPs and 3.5 times the bytes of a copy of its arguments, and 0.7
       times its memory more.
 
+    Use:
+      For: unstable training, compute budget.
+      When: To see, with and without it, whether `early_dropout` or a larger batch lines up the gradients of a model that
+        underfits: same weights, first epochs, batches of the size in use. No full gradient is needed.
+      Not when: The model overfits, where agreement of batches is not what is missing. G gradients of a large model do not fit
+        in memory: take a few leaves.
+      Badly with: Small batches late in training, whose gradients are all but orthogonal: every method then reads 1/2. Penalties
+        in the loss, a common part that makes batches agree.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> grads = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
@@ -76,6 +85,15 @@ def gradient_direction_error(grads: PyTree, full_grad: PyTree) -> Array:
       O(G P).
       XLA at 4 times [16, 256, 256]: at most 9.8 times the FLOPs and 3.5 times the bytes of a copy of its arguments, and 0.69
       times its memory more.
+
+    Use:
+      For: unstable training, compute budget.
+      When: Noise that biases the gradient is judged: dropout, augmentation, compression or stale gradients against the clean
+        gradient of the whole set, which `gradient_direction_variance` cannot see.
+      Not when: A pass over the training set at each measurement is too dear. A large sample in its place is no longer the truth
+        once its own noise is near the error.
+      Badly with: A ``full_grad`` taken in training mode, with dropout or batch statistics, or with penalties that the batches
+        lack.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

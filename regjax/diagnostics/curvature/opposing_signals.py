@@ -55,6 +55,15 @@ def opposing_examples(losses_before: Any, losses_after: Any, *, top_k: int) -> O
       XLA at 2 times [50000]: at most 1.1 times the FLOPs and 1.4 times the bytes of a copy of its arguments, and 0.28 times its
       memory more.
 
+    Use:
+      For: unstable training, noisy labels.
+      When: The loss spikes or oscillates at a large rate: the ends of the list around such a step are the groups that it pulls
+        apart. In the toy problem all that rose were of one group, all that fell of the other.
+      Not when: Steps are small: changes are then common to all examples. Large changes alone are no opposition: cluster them by
+        class or feature, and test with `gradient_opposition`.
+      Badly with: Minibatch noise, momentum and dropout, by which losses change for other reasons: evaluate all examples in one
+        mode, best around a full-batch step.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> found = rj.diagnostics.opposing_examples(jnp.array([1.0, 1.0, 1.0]), jnp.array([0.2, 3.0, 1.1]), top_k=1)
@@ -96,6 +105,15 @@ def gradient_opposition(grads_a: PyTree, grads_b: PyTree) -> Array:
       Three passes over both.
       XLA at 16 times [512, 512]: at most 7.8 times the FLOPs and 3.4 times the bytes of a copy of its arguments, and 0.62 times
       its memory more.
+
+    Use:
+      For: unstable training, noisy labels.
+      When: Two groups, tasks or domains are suspected to work against each other: near -1 a step that helps one hurts the
+        other. Log it beside the two losses.
+      Not when: Groups of a few examples: gradients of single ones are nearly orthogonal in many dimensions, and a value near 0
+        says nothing.
+      Badly with: Penalties such as `weights.l2` in both losses, whose common part hides the opposition. Leaves of large
+        gradients, such as a last layer, which decide the one cosine: measure by part.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -140,6 +158,15 @@ def track_group_losses(*, num_groups: int, num_steps: int) -> Stateful:
       XLA at [1000, 10]: at most 5.7 times the FLOPs and 3.9 times the bytes of a copy of its arguments, and 0.94 times its
       memory more.
 
+    Use:
+      For: unstable training, noisy labels, long tails.
+      When: A flat total may hide groups that swing against each other, or a rare class that is given up: ids by class, domain
+        or those found by `opposing_examples`, with the history in the compiled step.
+      Not when: Batches hold few examples of a group: means of one or two are noise, and an absent group reads 0, not its last
+        value. Log per-example losses of a fixed set then.
+      Badly with: Mixed inputs (`mixup`, `cutmix`), whose examples belong to two groups. ``shard_map``, under which each device
+        has means of its own.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> memory = rj.diagnostics.track_group_losses(num_groups=2, num_steps=3)
@@ -181,6 +208,7 @@ def opposing_signals_toy(
     Formula:
       The first d - 1 inputs are standard normal. The last is, with probability p, :math:`s \alpha / \sqrt p` with an even sign s,
       and else 0: of variance :math:`\alpha^2`. The target is
+
       .. math:: y = \frac{1}{\sqrt{d - 1}} \sum_{j < d} x_j + \omega |x_d| + \tau z
 
       with standard-normal z. The last input predicts nothing by a linear model, but any weight on it, and any residual of the
@@ -207,6 +235,12 @@ def opposing_signals_toy(
       XLA at [10000, 64]: at most 160 times the FLOPs and 16 times the bytes of a copy of its results, and 2.7 times its memory
       more.
 
+    Use:
+      Part of: `opposing_examples`, `track_group_losses`.
+      When: For a test bench of optimisers at the edge of stability: two-layer linear networks by full-batch gradient descent.
+        With small steps, or without the outliers, nothing oscillated.
+      Badly with: Minibatches, most of which hold none of the rare examples, and normalised inputs, which undo their size.
+
     Example:
       >>> import jax, regjax as rj
       >>> toy = rj.diagnostics.opposing_signals_toy(jax.random.key(0), 1000, 5, rate=0.1)
@@ -214,8 +248,8 @@ def opposing_signals_toy(
       ((1000, 5), True)
 
     References:
-      After Rosenfeld and Risteski, Outliers with Opposing Signals Have an Outsized Effect on Neural Network Training, 2023,
-      arXiv 2311.04163; the constants are this library's.
+      Rosenfeld and Risteski, Outliers with Opposing Signals Have an Outsized Effect on Neural Network Training, 2023, arXiv
+      2311.04163, which describes what it shows; the constants are this library's.
     """
     name = "diagnostics.opposing_signals_toy"
     checks.key(name, key)

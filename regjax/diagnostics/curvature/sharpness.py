@@ -26,9 +26,11 @@ def worst_case_sharpness(
 
     Formula:
       The mean over batches b of
+
       .. math:: \max_{\|u\| \le \rho} \; f_b(w + c \odot u) - f_b(w)
 
       with c = 1, or :math:`c = |w|` if ``adaptive``, which does not change where neurons are rescaled. The ascent:
+
       .. math:: u \leftarrow P_\rho\left(u + \eta \, \frac{c \odot g}{\|c \odot g\|}\right), \quad g = \nabla f_b(w + c \odot u)
 
       and the largest loss on its way counts, that at w among them.
@@ -58,6 +60,15 @@ def worst_case_sharpness(
       body of the loop once.
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 2 times the FLOPs and 3.7 times the bytes of a forward and
       backward pass, and 1 times its memory more.
+
+    Use:
+      For: sharp minima.
+      When: Networks of one architecture and training set are compared at one radius and batch size, or a run of `sam` is
+        checked at its own rho. ``adaptive`` where layers could be rescaled against each other.
+      Not when: Generalisation of different recipes is to be predicted: Andriushchenko et al. report hardly any relation in
+        modern settings. Curvature alone is asked: `top_eigenvalue` needs no radius.
+      Badly with: Losses near 0 of very sure networks, which read flat by their scale: compare at equal training loss. Dropout
+        or batch statistics in the loss, and a start at a gradient of 0 without ``start``.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -147,6 +158,15 @@ def average_case_sharpness(
       ``num_samples`` + 1 forward passes for each batch, one at a time. XLA counts the body of the loop once.
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 0.93 times the FLOPs and 2.7 times the bytes of a forward and
       backward pass, and 1.3 times its memory more.
+
+    Use:
+      For: sharp minima.
+      When: Robustness to noise on the weights, such as rounding or `gradient_noise`, or an estimate of the Hessian's trace:
+        forward passes only. ``adaptive`` is noise in proportion to the weight.
+      Not when: The steepest direction is asked: a few sharp ones are lost in the mean over millions. Values for networks of
+        different size differ by the length of the noise alone.
+      Badly with: Kernels before a normalisation without ``adaptive``: noise of one size weighs more on short weights. Few
+        ``num_samples`` at large rho, where single draws decide.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -45,6 +45,16 @@ def softmax_collapse(logits: Any, *, axis: int = -1, dtype: Any = None, where: A
       XLA at [1024, 1000]: at most 19 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 0.56 times its
       memory more.
 
+    Use:
+      For: delayed generalisation, exploding logits.
+      When: Small tasks trained far beyond a perfect fit, as modular addition without decay, or half-precision losses: a rising
+        share says that rounding has stopped learning. Give ``dtype`` of the loss, then try `stablemax_cross_entropy` or
+        `orthogonal_gradient`.
+      Not when: Training ends soon after the fit, or generalisation is delayed for another reason: without collapse a stabler
+        softmax mends nothing.
+      Badly with: Losses that bound logits (`logit_norm`, `label_smoothing`, `stablemax_cross_entropy`), where it measures a
+        softmax that is not trained. Logits cast to float32 after a bfloat16 loss.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> logits = jnp.array([[30.0, 0.0, 0.0], [9.0, 0.0, 0.0]])
@@ -96,6 +106,15 @@ def zero_loss_fraction(losses: Any, *, where: Any = None) -> Array:
       XLA at [50000]: at most 4.4 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.55 times its memory
       more.
 
+    Use:
+      For: delayed generalisation, exploding logits.
+      When: As a cheap log of any per-example loss: how much of a batch still teaches. With cross-entropy it follows
+        `softmax_collapse`, with hinge losses it is the share beyond the margin.
+      Not when: Losses are small but not 0, which is no loss of gradient. Penalties are added per example, so that no value is
+        0.
+      Badly with: Losses already multiplied by example weights (`small_loss_weights`, `truncated_cross_entropy`): what was left
+        out by choice counts as done.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> float(rj.diagnostics.zero_loss_fraction(jnp.array([0.0, 0.5, 0.0, 1e-30])))
@@ -139,6 +158,15 @@ def label_smoothing_decomposition(
       A few passes over the logits.
       XLA at [1024, 1000]: at most 12 times the FLOPs and 5 times the bytes of a copy of its arguments, and 1.1 times its memory
       more.
+
+    Use:
+      For: collapsed features, noisy labels.
+      When: To see on training logits how much of what `label_smoothing` adds works on wrong predictions, which `maxsup` leaves
+        out: it matters where many examples are misfitted, as early or with many classes.
+      Not when: Nearly all training examples are right: the second part is then about 0, and in the calibration study, which is
+        such a case, both losses ended alike.
+      Badly with: Mixed or soft labels: it needs one class. Wrong labels: a network that sees through one counts as enhancing an
+        error. In the label-noise study `label_smoothing` withstood them far better than `maxsup`.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -42,6 +42,15 @@ def equivariance_error(
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 2.3 times the FLOPs and 2.3 times the bytes of a forward pass,
       and 0.23 times its memory more.
 
+    Use:
+      For: distribution shift.
+      When: A soft symmetry is trained or assumed (`soft_equivariance`, `equivariance_penalty`, augmentation): measure it on
+        held-out images and, by layer, on features, for each element of the group.
+      Not when: The action changes the input itself, as a rotation by 10 degrees that resamples pixels: part of the error is
+        then the action's. Predictions are asked, not outputs: compare classes.
+      Badly with: Outputs with a large constant part, such as a bias: the norms below the line are then large, and the error
+        reads small. Functions of the whole batch (batch statistics) or with dropout.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> turn = lambda x: jnp.stack([-x[:, 1], x[:, 0]], -1)

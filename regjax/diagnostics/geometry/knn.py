@@ -41,6 +41,15 @@ def knn_transfer(features: Any, labels: Any, test_features: Any, test_labels: An
       XLA at [4096, 128]: at most 1.2 times the FLOPs and 1.8 times the bytes of a product of the two, and 0.95 times its memory
       more.
 
+    Use:
+      For: forgetting, fine-tuning.
+      When: Features of several networks, masks or layers are compared for a new task without training a head: by it
+        `topk_supermask` chooses the scores to start from. Some thousand labelled examples, k well below a class's number.
+      Not when: Classes have fewer than about k examples, as with the default 200 on small data: the vote is then that of the
+        frequent classes. A linear head will be trained anyway, which finds directions that distance does not.
+      Badly with: Features of unequal scale, of which the largest decides: standardise or normalise first. Near-duplicates in
+        both halves, such as augmented copies.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> features = jnp.array([[0.0], [0.1], [1.0], [1.1]])

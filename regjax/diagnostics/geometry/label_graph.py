@@ -27,6 +27,13 @@ def tree_distances(edges: Any, num_nodes: int) -> np.ndarray:
     Cost:
       O(M^2) in NumPy on the host, and 4 M^2 bytes; not for use under ``jit``.
 
+    Use:
+      Part of: `frechet_mean_predict`.
+      When: Once, outside ``jit``, for a class hierarchy. Pass the rows of the known classes on, with columns for all that may
+        be predicted.
+      Badly with: Taxonomies with several parents or weighted edges, which are no tree of equal steps: compute their distances
+        by other means.
+
     Example:
       >>> import regjax as rj
       >>> rj.diagnostics.tree_distances([[0, 1], [0, 2], [2, 3]], 4).tolist()

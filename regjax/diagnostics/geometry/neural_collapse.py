@@ -74,6 +74,15 @@ def nc1(
       XLA at [1024, 512]: at most 500 times the FLOPs and 6.7 times the bytes of a copy of its arguments, and 1.3 times its
       memory more.
 
+    Use:
+      For: collapsed features.
+      When: How far classes have contracted, on training features over epochs or on test features between losses. ``quotient``
+        for small sets: in the calibration study it rose under `label_smoothing` and `maxsup`, against the published direction.
+      Not when: Classes have one or two examples each, whose scatter around their own mean is too small or 0. A value of 0 may
+        also mean that all class means coincide.
+      Badly with: Mixed labels (`mixup`, `cutmix`), which have no class. Features before and after ReLU, or of different layers,
+        compared with each other. Long tails, under which the scatter within is that of the frequent classes.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> features = jnp.array([[2.0, 0.1], [2.0, -0.1], [-2.0, 0.2], [-2.0, -0.2]])
@@ -117,6 +126,13 @@ def nc4_mismatch(features: Any, labels: Any, num_classes: int, logits: Any, *, w
       O(N K D); examples may be sharded over devices.
       XLA at [1024, 512]: at most 380 times the FLOPs and 4.5 times the bytes of a copy of its arguments, and 0.6 times its
       memory more.
+
+    Use:
+      For: collapsed features.
+      When: Whether a nearest-mean classifier could replace the head, as for classes that are added later. Means come from the
+        features that are given, so give those of training.
+      Not when: Accuracy is asked: both may agree on a wrong class. Class means of small sets, which lean to their own examples.
+      Badly with: Heads with large biases, and `adjust_logits`, which shift the logits away from distances on purpose.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -162,6 +178,15 @@ def nc_metrics(
       decomposition of a K x K matrix as next to nothing.
       XLA at [1024, 512]: at most 620 times the FLOPs and 7.5 times the bytes of a copy of its arguments, and 1.2 times its
       memory more.
+
+    Use:
+      For: collapsed features.
+      When: A report every few epochs on one set of features in evaluation mode, for runs trained beyond a perfect fit, with
+        ``weight`` and ``logits`` from the same weights.
+      Not when: Training is far from a fit, when collapse is not to be expected. Collapse is no score: in the calibration study
+        `logit_norm` had the least variation, and less accuracy than smoothing, which had the most.
+      Badly with: Mixed labels, which have no class. Single batches, in which classes are absent or have one example: collect a
+        pass over the data.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

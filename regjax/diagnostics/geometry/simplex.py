@@ -34,6 +34,14 @@ def nc2_norm_cv(features: Any, labels: Any, num_classes: int, *, global_mean: st
       XLA at [1024, 512]: at most 230 times the FLOPs and 4.8 times the bytes of a copy of its arguments, and 0.71 times its
       memory more.
 
+    Use:
+      For: collapsed features, long tails.
+      When: Unequal classes: whether rare ones have shorter means than frequent ones, before `neural_collapse` or a fixed
+        classifier is tried. `nc_metrics` gives it with all others.
+      Not when: Angles are the question, or classes have a few examples each: the noise of their means adds to their norms.
+      Badly with: Normalised features, whose means have norms by concentration alone. ``sample`` as the global mean under long
+        tails, which lies at the frequent classes.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> features = jnp.array([[3.0, 0.0], [0.0, 3.0], [-3.0, -3.0]])
@@ -73,6 +81,15 @@ def nc2_equiangularity(features: Any, labels: Any, num_classes: int, *, global_m
       O(N K D + K^2 D); examples may be sharded over devices.
       XLA at [1024, 512]: at most 260 times the FLOPs and 5 times the bytes of a copy of its arguments, and 0.71 times its
       memory more.
+
+    Use:
+      For: collapsed features, long tails.
+      When: Whether some classes have crowded together, as rare ones do: it is the mean over pairs, so look at the cosines where
+        it is large.
+      Not when: There are more than D + 1 classes: no simplex fits, and 0 is out of reach. Similar classes are meant to be near,
+        as in a hierarchy.
+      Badly with: Features after ReLU without centring by ``class``, as all then point one way. Classes absent from the batch,
+        which leave the simplex of the others.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -114,6 +131,15 @@ def nc2_etf(vectors: Any, *, where: Any = None) -> Array:
       O(K^2 D).
       XLA at [100, 512]: at most 230 times the FLOPs and 2.8 times the bytes of a copy of its arguments, and 0.77 times its
       memory more.
+
+    Use:
+      For: collapsed features.
+      When: Class vectors alone are at hand: the rows of a classifier, prototypes, or text embeddings of classes. Take centred
+        rows, unless their common part is to be counted.
+      Not when: Features and labels are there: `nc_metrics` centres them. Norms and angles are to be told apart, which one
+        number cannot.
+      Badly with: A Flax kernel, which must be transposed. Heads of hierarchies or of margins by class, which are meant to be
+        unequal.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -160,6 +186,15 @@ def nc3_alignment(
       O(N K D); examples may be sharded over devices.
       XLA at [1024, 512]: at most 210 times the FLOPs and 4.6 times the bytes of a copy of its arguments, and 0.7 times its
       memory more.
+
+    Use:
+      For: collapsed features.
+      When: Whether classifier and features agree class by class, at the end of training with weight decay on both, or after
+        features were tuned under a frozen head.
+      Not when: The features are taken before another projection, whose rotation is free. Heads trained without decay, which
+        need not follow the means.
+      Badly with: Weights with a common part in all rows, which softmax does not see but the distance does. A Flax kernel, which
+        must be transposed.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -208,6 +243,14 @@ def nc3_duality(
       O(N K D + K^2 D); examples may be sharded over devices.
       XLA at [1024, 512]: at most 230 times the FLOPs and 4.5 times the bytes of a copy of its arguments, and 0.71 times its
       memory more.
+
+    Use:
+      For: collapsed features.
+      When: The scores that class means get are asked, not the vectors: they stay a simplex where head and features are
+        stretched against each other, which `nc3_alignment` counts as distance.
+      Not when: The plain question is whether a row points at its mean: `nc3_alignment` is easier to read, and is 0 for rows
+        equal to means that are no simplex.
+      Badly with: Comparing with `nc3_alignment`: the default global mean is that of the samples here and of the classes there.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

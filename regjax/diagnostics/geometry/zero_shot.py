@@ -47,6 +47,13 @@ def seen_unseen_curve(scores: Any, labels: Any, seen_mask: Any, *, absent: str =
     Cost:
       A pass over the scores and a sort of N, in NumPy on the host; not for use under ``jit``.
 
+    Use:
+      For: few labels, distribution shift.
+      When: Scores for classes with and without training examples: to see the whole trade-off before a constant for
+        `calibrated_stacking` is chosen, or where two methods cross.
+      Not when: All classes have training examples, be they few: `adjust_logits`. Inside ``jit``, as it runs on the host.
+      Badly with: Scores rounded to bfloat16, whose ties change side together. Probabilities, saturated at 1: give logits.
+
     Example:
       >>> import numpy as np, regjax as rj
       >>> scores = np.array([[0.9, 0.2], [0.6, 0.5], [0.5, 0.2]])
@@ -85,6 +92,14 @@ def ausuc(scores: Any, labels: Any, seen_mask: Any, *, absent: str = "skip") -> 
 
     Cost:
       That of `seen_unseen_curve`.
+
+    Use:
+      For: few labels, distribution shift.
+      When: Methods are compared without a choice of the constant. On digits with three unseen classes these were hardly ever
+        predicted without one, and the best harmonic mean was far higher.
+      Not when: A deployed system has one constant: report its two accuracies. The best harmonic mean is chosen on the same
+        examples, so it flatters.
+      Badly with: Published values in which absent classes count as 0: ``absent='zero'``.
 
     Example:
       >>> import numpy as np, regjax as rj
@@ -125,6 +140,13 @@ def fit_stacking_gamma(scores: Any, labels: Any, seen_mask: Any, *, absent: str 
 
     Cost:
       That of `seen_unseen_curve`.
+
+    Use:
+      Part of: `calibrated_stacking`.
+      When: On a validation split in which some training classes play the unseen ones, before `calibrated_stacking` at test.
+      Not when: Only the test classes are at hand: fitted on them it is the best constant in hindsight.
+      Badly with: Scores of another scale at test, after `fit_temperature` or a new training: the constant is in units of the
+        scores.
 
     Example:
       >>> import numpy as np, regjax as rj

@@ -29,6 +29,15 @@ def forgetting_score(drop: Any, acc_remain: Any) -> Array:
     Cost:
       None.
 
+    Use:
+      For: unlearning.
+      When: Strengths of `bounded_forgetting` or of a group lasso on adapters are tuned: it is low if either side fails, as
+        gradient ascent did in the forgetting study.
+      Not when: The aim is a network that never saw the data, which may still guess some of it right: `unlearning_metrics` with
+        a retrained one. Methods that all forget completely differ by the kept accuracy alone.
+      Badly with: A drop from another start: models whose accuracy was lower before can fall less. A share in one argument and
+        percent in the other.
+
     Example:
       >>> import regjax as rj
       >>> round(float(rj.diagnostics.forgetting_score(60.0, 80.0)), 4)

@@ -55,6 +55,13 @@ def iou_history(num_classes: int, num_points: int) -> Stateful:
       XLA at 2 times [8, 64, 64]: at most 9.2 times the FLOPs and 2.7 times the bytes of a copy of its arguments, and 0.61 times
       its memory more.
 
+    Use:
+      Part of: `memorization_epoch`, `adele_correct_labels`.
+      When: During training on noisy masks: predictions of the training passes against the labels as given, one point an epoch,
+        and ``close=True`` at its end.
+      Badly with: Points from evaluation mode among points from training passes, which lie on two curves. Classes of few pixels,
+        whose curve is noise.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> memory = rj.diagnostics.iou_history(num_classes=2, num_points=16)

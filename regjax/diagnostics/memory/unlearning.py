@@ -57,6 +57,15 @@ def unlearning_metrics(forget: Any, retain: Any, test: Any, *, retrained: Unlear
       XLA at 3 times [1024, 1000]: at most 9.9 times the FLOPs and 0.56 times the bytes of a copy of its arguments, and 0.01
       times its memory more.
 
+    Use:
+      For: unlearning.
+      When: Any unlearning, with a network trained anew without the data as ``retrained``: the gaps rank methods. Several seeds
+        of retraining say how small a gap can be.
+      Not when: Retraining is out of reach: without it a high ``ua`` may as well be damage to all, to which gradient ascent came
+        near in the forgetting study. Use `forgetting_score` for whole classes.
+      Badly with: Mixing whole-class and random forgetting in one table: a retrained network errs on all of the former and on
+        few of the latter.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> logits = jnp.array([[2.0, 0.0], [0.0, 2.0]])
@@ -103,6 +112,15 @@ def membership_inference_efficacy(retain_confidence: Any, test_confidence: Any, 
 
     Cost:
       The training of a support vector machine on 2 N examples, between quadratic and cubic in N; not for use under ``jit``.
+
+    Use:
+      For: unlearning.
+      When: Random examples were forgotten: whether their confidences give away that they were once trained on, beside that of a
+        retrained network. With wrong labels to forget, `weights.l1` brought fine-tuning nearer to it on digits.
+      Not when: Whole classes were forgotten: in the forgetting study retraining scored 1 and the value repeated the errors of
+        `unlearning_metrics`. As a proof of privacy: it is one weak attack.
+      Badly with: Losses that hold confidence down (`label_smoothing`, `logit_norm`), under which members and others look alike.
+        Test examples of another distribution than the kept ones.
 
     Example:
       >>> import numpy as np, regjax as rj

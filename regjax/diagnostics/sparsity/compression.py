@@ -30,6 +30,7 @@ def sketched_parameter_count(masks: PyTree) -> ParameterCount:
 
     Formula:
       A matrix of d1 x d2 entries with at most j kept ones in each row and column can be recovered from a sketch of
+
       .. math:: j \, d \, (\log_2 d)^2, \quad d = \max(d_1, d_2)
 
       numbers; the count sums them over the kernels. A kernel ``[..., out]`` is the matrix of its inputs by its outputs.
@@ -50,6 +51,14 @@ def sketched_parameter_count(masks: PyTree) -> ParameterCount:
       Two passes over the masks.
       XLA at 8 times [512, 512]: at most 4.4 times the FLOPs and 9.7 times the bytes of a copy of its arguments, and 2.3 times
       its memory more.
+
+    Use:
+      Part of: `compression_bound`.
+      When: For masks that keep few weights in every row and column, in wide layers: it then grows about with the width, not
+        with its square.
+      Not when: Density is moderate: the sketch has more numbers than the kernel.
+      Badly with: Masks of whole units and `global_magnitude_mask`: the fullest row or column counts for all. After
+        `remove_structures` count the smaller kernels.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -97,6 +106,15 @@ def compression_bound(margin_error: Any, num_params: Any, num_samples: Any, *, n
 
     Cost:
       None.
+
+    Use:
+      For: sparsity budget, few labels.
+      When: Theory of pruned or quantised networks on much data: which of two compressions has the smaller bound. It says
+        something only where q log r is well below twice the examples.
+      Not when: Test error is to be estimated: for a network with as many kept weights as examples it is above 1. The outputs
+        changed by more than half of the margin: see `pruning_output_error`.
+      Badly with: The bare number of kept weights where the mask was chosen from the data: places must be described too, as the
+        sketched count does.
 
     Example:
       >>> import regjax as rj
@@ -146,6 +164,15 @@ def pruning_output_error(apply_fn: Callable[..., Any], params: PyTree, masks: Py
       2F.
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 2.3 times the FLOPs and 2.8 times the bytes of a forward pass,
       and 0.7 times its memory more.
+
+    Use:
+      For: sparsity budget.
+      When: Right after a cut, without labels: which mask disturbs the trained function least, before a fine-tuning is paid for.
+        The largest value shows single examples that break.
+      Not when: The network is tuned after the cut: a good start is no good end, as methods far apart right after the cut ended
+        close together in the sparsity study. Accuracy with labels is at hand.
+      Badly with: Logits with a common shift, which counts as error and changes no prediction. Masks in training already
+        (`topk_supermask`), whose dense weights are no reference.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

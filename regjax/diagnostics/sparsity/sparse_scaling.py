@@ -60,6 +60,15 @@ def sparse_scaling_law(sparsity: Any, nonzero_params: Any, data: Any, coeffs: Sp
       XLA at 3 times [27]: at most 3.3 times the FLOPs and 0.71 times the bytes of a copy of its arguments, and 0 times its
       memory more.
 
+    Use:
+      For: compute budget, sparsity budget.
+      When: Plans for T5- or ViT-like pretraining: what a sparse network of N kept weights would reach beside a dense one of as
+        many. For anything else fit coefficients first.
+      Not when: Fine-tuning, small data seen many times, or structured sparsity, none of which it was made from. The stored
+        coefficients are unverified.
+      Badly with: N as the size of the dense network: it counts non-zero weights. Sparsities far above those of the fit, as it
+        has no term for a collapse.
+
     Example:
       >>> import regjax as rj
       >>> law = rj.diagnostics.sparse_scaling_law([0.0, 0.75], 1e8, 1e10, rj.diagnostics.SPARSE_SCALING_T5)
@@ -68,7 +77,7 @@ def sparse_scaling_law(sparsity: Any, nonzero_params: Any, data: Any, coeffs: Sp
 
     References:
       Frantar et al., Scaling Laws for Sparsely-Connected Foundation Models, 2023, arXiv 2309.08520. The form is confirmed by
-      a second source; the two sets of coefficients are quoted from memory of the paper.
+      a second source; the two sets of coefficients are unverified.
     """
     name = "diagnostics.sparse_scaling_law"
     s = _values(name, "sparsity", sparsity, share=True)
@@ -107,6 +116,13 @@ def fit_sparse_scaling_law(sparsity: Any, nonzero_params: Any, data: Any, losses
       loop once.
       XLA at 4 times [27]: at most 4,100 times the FLOPs and 320 times the bytes of a copy of its arguments, and 91 times its
       memory more.
+
+    Use:
+      Part of: `sparse_scaling_law`, `optimal_sparsity`.
+      When: A grid of own runs, at least three values each of sparsity, size and data, each trained to its end by one recipe.
+        Hold the largest runs out to judge it.
+      Badly with: Runs stopped early or with a schedule for another length. One value of data or sparsity, which leaves its
+        terms undetermined.
 
     Example:
       >>> import numpy as np, regjax as rj
@@ -176,6 +192,15 @@ def optimal_sparsity(nonzero_params: Any, compute: Any, coeffs: SparseScaling, *
       XLA at 2 times [100]: at most 830 times the FLOPs and 3.9 times the bytes of a copy of its arguments, and 0.93 times its
       memory more.
 
+    Use:
+      For: compute budget, sparsity budget.
+      When: Inference size is fixed and training compute is to be spent: the authors report that sparser is better the longer
+        one trains. Use it with a law fitted to the task.
+      Not when: Hardware does not profit from sparse weights: the count of kept weights is then no cost. Training is not gradual
+        pruning, whose cost model is built in.
+      Badly with: A mask fixed from the start, which costs less than the model says. Compute in other units than 6 operations
+        for a weight and token.
+
     Example:
       >>> import regjax as rj
       >>> best = rj.diagnostics.optimal_sparsity(1e8, [1e17, 1e19, 1e21], rj.diagnostics.SPARSE_SCALING_T5)
@@ -184,7 +209,7 @@ def optimal_sparsity(nonzero_params: Any, compute: Any, coeffs: SparseScaling, *
 
     References:
       Frantar et al., Scaling Laws for Sparsely-Connected Foundation Models, 2023, arXiv 2309.08520: the best sparsity grows
-      with the data for each parameter. The cost model is quoted from memory of the paper.
+      with the data for each parameter. The cost model is unverified.
     """
     name = "diagnostics.optimal_sparsity"
     n = _values(name, "nonzero_params", nonzero_params)

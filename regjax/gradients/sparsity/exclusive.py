@@ -41,6 +41,15 @@ def train_only(
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.2 times the bytes of a plain training
       step, and 0 times its memory more.
 
+    Use:
+      For: forgetting, fine-tuning.
+      When: Some weights of a kernel belong to earlier tasks or to the pretrained model and must not move by a bit: masks of
+        `exclusive_mask`, or whole leaves frozen.
+      Not when: Whole leaves alone, and memory counts: moments are kept for all, so take ``optax.multi_transform``. Weights
+        outside shall be 0: `fixed_mask`. All weights are taken by earlier tasks.
+      Badly with: Decay or noise after it, which moves frozen weights: put them inside. Running statistics of batch
+        normalisation, which it does not hold, and shared biases and scales: mask them too. Projections such as `lawn` outside.
+
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj
       >>> params, grads = {"kernel": jnp.array([[1.0, 2.0]])}, {"kernel": jnp.array([[1.0, 1.0]])}

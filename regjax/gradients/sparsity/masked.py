@@ -130,6 +130,16 @@ def fixed_mask(
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.2 times the bytes of a plain training
       step, and 0 times its memory more.
 
+    Use:
+      For: sparsity budget, fine-tuning.
+      When: Training within a mask made elsewhere: after a cut by `topk_mask`, or at the start by `synaptic_saliency`, which was
+        ahead of magnitude there on digits. The mask of another run comes by `find_mask`.
+      Not when: The sparsity shall rise during training: `prune`. Weights outside the mask shall keep their values:
+        `train_only`. Magnitudes of random weights choose the mask: at 95 % it was among the worst.
+      Badly with: Anything after it in the chain, such as decay or noise. Moments carried over from dense training with
+        ``sparse_gradients=False``. A second mask in its chain, which `find_mask` refuses. Adapters merged into the kernel
+        afterwards.
+
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj
       >>> params, grads = {"kernel": jnp.array([[3.0, 0.5]])}, {"kernel": jnp.array([[1.0, 1.0]])}
@@ -160,7 +170,7 @@ def find_mask(opt_state: PyTree) -> PyTree:
 
     Args:
       opt_state: the state of an optimiser with one of `prune`, `nm_pruning`, `iss_p` or `fixed_mask` in it, inside any of
-        optax's wrappers.
+        optax's wrappers; of `train_only` and `sara` the mask says what is trained.
 
     Returns:
       A tree of booleans of the structure of the parameters, or, where ``optax.masked`` left subtrees out, a prefix of it with
@@ -171,6 +181,12 @@ def find_mask(opt_state: PyTree) -> PyTree:
 
     Cost:
       None.
+
+    Use:
+      Part of: `prune`, `nm_pruning`, `iss_p`, `fixed_mask`.
+      When: Call it to report the sparsity, to export, to mask an average of weights, or to hand the mask on to `fixed_mask`.
+      Badly with: `iss_p` while it still shrinks: weights outside the mask are not 0 yet. `train_only` and `sara`, whose mask
+        says what is trained, not what is 0.
 
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj
@@ -184,10 +200,16 @@ def find_mask(opt_state: PyTree) -> PyTree:
       The masks are those of Lee et al., JaxPruner: A Concise Library for Sparsity Research, 2023, arXiv 2304.14082, which keeps
       them in the optimiser's state too.
     """
-    whole = lambda node: isinstance(node, MaskState)
-    found = [node for node in jax.tree.leaves(opt_state, is_leaf=whole) if whole(node)]
+    found = _mask_states(opt_state)
     if len(found) != 1:
         what = "an optimiser's state with one mask in it"
         checks.fail("gradients.find_mask", "opt_state", what, checks._Verbatim(f"one with {len(found)}"))
     left_out = lambda node: isinstance(node, optax.MaskedNode)
     return jax.tree.map(lambda m: jnp.ones((), bool) if left_out(m) else m, found[0].mask, is_leaf=left_out)
+
+
+def _mask_states(tree: PyTree) -> list[MaskState]:
+    """Every state with a mask in a tree, also one inside another."""
+    whole = lambda node: isinstance(node, MaskState)
+    found = [node for node in jax.tree.leaves(tree, is_leaf=whole) if whole(node)]
+    return found + [inner for node in found for inner in _mask_states(tuple(node))]

@@ -33,6 +33,14 @@ def boundary_rearrange(images: Any, *, pad: int, axis: int = 2) -> tuple[Array, 
       XLA at [256, 32, 32, 3]: at most 0 times the FLOPs and 1.3 times the bytes of a copy of its arguments, and 0 times its
       memory more.
 
+    Use:
+      When: Before an inpainting network that is to widen images or close them to a panorama: outpainting becomes inpainting
+        between known pixels.
+      Not when: The two ends of the scene do not belong together and should not continue into each other. A wide pad from the
+        start: enlarge it in steps during training.
+      Badly with: `mixup`, `cutmix` and other mixing of images, whose ends belong to several scenes. Losses over the whole
+        canvas: count the unknown pixels by the mask.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> canvas, mask = rj.inputs.boundary_rearrange(jnp.arange(8.0).reshape(1, 1, 8, 1), pad=2)
@@ -81,6 +89,11 @@ def boundary_restore(canvas: Any, *, pad: int, axis: int = 2) -> Array:
       One read and one write of the batch.
       XLA at [256, 32, 40, 3]: at most 0 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
       memory more.
+
+    Use:
+      Part of: `boundary_rearrange`.
+      When: Call it on the painted canvas, with the same pad and axis. The middle is the given image only if the network left
+        known pixels alone: paste them back first.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

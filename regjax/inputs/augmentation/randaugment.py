@@ -82,6 +82,15 @@ def randaugment(
       XLA at [256, 32, 32, 3]: at most 0.57 times the FLOPs and 1.3 times the bytes of a copy of its arguments, and 0.011 times
       its memory more.
 
+    Use:
+      For: few labels.
+      When: Natural images with a model large enough to overfit: two numbers to search, and larger models take larger
+        magnitudes. On the digits an intermediate magnitude was best, well below the default.
+      Not when: An operation changes the class: orientation, colour or grey level carry meaning (digits, medical images).
+        Numbers of a torchvision recipe are taken over: its scale ends at 30, not 10.
+      Badly with: Normalised images, as levels must lie in value_range: normalise afterwards. `augmix`, which draws the same
+        operations again. `cutout` beside table 'tpu', which has it. `mixup` and `cutmix` before it.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> images, labels = rj.inputs.randaugment(jax.random.key(0), jnp.ones((2, 8, 8, 3)), jnp.array([3, 1]), magnitude=5)
@@ -161,6 +170,10 @@ def randaugment_op(
       XLA at [256, 32, 32, 3]: at most 0.04 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times
       its memory more.
 
+    Use:
+      Part of: `randaugment`, `augmix`.
+      When: Call it for one operation with an argument of your own, such as a fixed rotation or a corruption for a test.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> images = jnp.array([200.0, 100.0]).reshape(1, 1, 2, 1)
@@ -221,6 +234,10 @@ def randaugment_magnitude(
 
     Cost:
       None.
+
+    Use:
+      Part of: `randaugment`.
+      When: Call it to see what a magnitude means for an operation in each table, or to apply one by hand.
 
     Example:
       >>> import regjax as rj

@@ -50,6 +50,15 @@ def noisy_label_channel(
       XLA at [8, 128, 128]: at most 130 times the FLOPs and 8.9 times the bytes of a copy of its arguments, and 1.7 times its
       memory more.
 
+    Use:
+      For: noisy labels.
+      When: The teacher of a segmentation student may see the annotations: their outlines, in a random code, and not their
+        classes. On wrong annotations students of such a teacher beat those of a plain one. Use `label_assisted_teacher_loss`.
+      Not when: The network must serve without annotations: only a student can. With true masks a gain was not shown. For
+        classification there is no outline to give.
+      Badly with: Crops, flips or `mixup` of the images alone, after which the outlines do not fit. A scale of 100 beside
+        normalised images: near 1 there. Fixed class_values in training, from which the class can be read.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> labels = jnp.array([[[0, 0, 1], [1, 255, 0]]])
@@ -58,8 +67,8 @@ def noisy_label_channel(
       ((1, 2, 3, 1), True, 3)
 
     References:
-      Make a Strong Teacher with Label Assistance: A Novel Knowledge Distillation Approach for Semantic Segmentation,
-      ECCV 2024; as the authors' code, which was read, not run, for this channel.
+      Qiu et al., Make a Strong Teacher with Label Assistance: A Novel Knowledge Distillation Approach for Semantic
+      Segmentation, 2024, ECCV; as the authors' code, which was read, not run, for this channel.
     """
     name = "inputs.noisy_label_channel"
     checks.key(name, key)
@@ -110,6 +119,10 @@ def apply_noisy_label_channel(
       XLA at 2 times [8, 128, 128]: at most 9.9 times the FLOPs and 0.83 times the bytes of a copy of its arguments, and 0 times
       its memory more.
 
+    Use:
+      Part of: `noisy_label_channel`.
+      When: Call it with fixed values and zeros for the noise, where a teacher is to be deterministic in distillation.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> labels, values = jnp.array([[[0, 1, 255]]]), jnp.array([0.5, -0.5, 0.0])
@@ -117,8 +130,8 @@ def apply_noisy_label_channel(
       [50.0, -50.0, 0.0]
 
     References:
-      Make a Strong Teacher with Label Assistance: A Novel Knowledge Distillation Approach for Semantic Segmentation,
-      ECCV 2024.
+      Qiu et al., Make a Strong Teacher with Label Assistance: A Novel Knowledge Distillation Approach for Semantic
+      Segmentation, 2024, ECCV.
     """
     name = "inputs.apply_noisy_label_channel"
     labels = checks.integers(name, "labels", labels, ndim=3)

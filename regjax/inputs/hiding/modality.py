@@ -39,6 +39,15 @@ def modality_dropout(key: Key | None, embedding: Any, *, rate: Strength, null: A
       XLA at [1024, 512]: at most 1.3 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times its
       memory more.
 
+    Use:
+      For: distribution shift.
+      When: One modality is so telling that the model ignores the others, or it may be missing at test. Drop that one: a
+        retriever of digits hardly used its second view without it, and used both at a rate of a half.
+      Not when: All modalities are always there and none dominates: dropped examples only lose information. Dropping the weak
+        modality makes the model lean on the strong one still more.
+      Badly with: L2-normalisation of the embedding after it without an epsilon, as the null is zeros. BatchNorm after the
+        fusion, which sees two populations. A null at test other than the one trained with.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> text = rj.inputs.modality_dropout(jax.random.key(0), jnp.ones((1000, 4)), rate=0.25)
@@ -80,6 +89,10 @@ def apply_modality_dropout(embedding: Any, keep: Any, *, null: Any = None) -> Ar
       One pass over the embedding.
       XLA at [1024, 512]: at most 1.1 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its memory
       more.
+
+    Use:
+      Part of: `modality_dropout`.
+      When: Call it with a mask of your own: at test with the examples that truly lack the modality.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -130,6 +143,14 @@ def modality_dropout_set(
       One pass over the embeddings.
       XLA at 2 times [1024, 512]: at most 1.4 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times
       its memory more.
+
+    Use:
+      For: distribution shift.
+      When: Any of several modalities may be missing at test, and one model must serve every combination. The returned masks
+        tell a fusion by attention what to leave out.
+      Not when: One modality alone dominates or goes missing: drop that one with `modality_dropout`.
+      Badly with: High rates taken at their word: with keep_at_least_one a modality stays more often than 1 - rate says.
+        `modality_dropout` on one of the modalities before it, which can leave an example with nothing.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -189,6 +210,10 @@ def apply_modality_dropout_set(
       One pass over the embeddings.
       XLA at 2 times [1024, 512]: at most 1.2 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0 times
       its memory more.
+
+    Use:
+      Part of: `modality_dropout_set`.
+      When: Call it with given masks: to evaluate each combination of modalities, or to repeat one for a teacher.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -40,6 +40,15 @@ def cutout(
       XLA at [256, 32, 32, 3]: at most 2.4 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times
       its memory more.
 
+    Use:
+      For: few labels.
+      When: Small images of objects that fill the frame, few of them labelled. On 8 x 8 digits the widest hole tried was best,
+        so search up to most of the side.
+      Not when: Objects are small and one hole hides them, or targets are masks and boxes. `random_erasing` and `cutmix`, which
+        vary the area, did better on the digits.
+      Badly with: `random_erasing` or `random_patch_mask`, which hide a second time. `cutmix` before it. Images that are not
+        normalised, in which the value 0 is black and a cue of its own.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> images, labels = rj.inputs.cutout(jax.random.key(0), jnp.ones((2, 8, 8, 3)), jnp.array([3, 1]), length=4)
@@ -86,6 +95,10 @@ def apply_cutout(images: Any, *, length: Strength, centres: Any, value: Any = 0.
       One read and one write of the batch.
       XLA at [256, 32, 32, 3]: at most 2.4 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
       memory more.
+
+    Use:
+      Part of: `cutout`.
+      When: Call it with centres of your own, or to hide the same squares in several arrays.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -74,6 +74,15 @@ def batch_mix(
       XLA at [256, 32, 32, 3]: at most 4.5 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times
       its memory more.
 
+    Use:
+      For: few labels, noisy labels.
+      When: A timm recipe for vision transformers is to be repeated, or mixup and CutMix are to take turns in one compiled step.
+        mode='elem' gives each image its own draw. On the digits it was about as good as `cutmix` alone.
+      Not when: You want CutMix and leave cutmix_alpha at its default of 0. Batches have a fixed order of classes: the partner
+        is always the one opposite, where `mixup` and `cutmix` draw it at random.
+      Badly with: `label_smoothing`, as labels are smoothed here by default. `mixup` or `cutmix` before it, which mixes twice.
+        Odd batches, whose middle image stays as it is. Memories by position such as `ps_kd`.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> images, labels = rj.inputs.batch_mix(
@@ -186,6 +195,10 @@ def apply_batch_mix(
       One fused pass: two reads and one write of the batch.
       XLA at [256, 32, 32, 3]: at most 5.7 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times
       its memory more.
+
+    Use:
+      Part of: `batch_mix`.
+      When: Call it with given draws: to repeat a mixture for a teacher, or to compare with timm draw by draw.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

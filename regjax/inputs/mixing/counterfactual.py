@@ -57,6 +57,15 @@ def cam_mask_refill(
       XLA at [256, 32, 32, 3]: at most 1.2 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.046 times
       its memory more.
 
+    Use:
+      For: fine-tuning, distribution shift.
+      When: A pretrained model is fine-tuned and must not forget what holds on other domains: student and frozen teacher see the
+        refilled images and `feature_distillation` holds their features together, beside cross-entropy on clean images.
+      Not when: There is no pretrained teacher, or training starts from scratch, when activation maps are noise. The extra
+        passes are too dear: `random_mask_refill` needs no map.
+      Badly with: Cross-entropy on the filled images, whose object may be gone while the label stays. `mixup` or `cutmix` before
+        it, as maps then show two objects. Batches of one class, which refill an object with its like.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> images = jnp.stack([jnp.zeros((4, 4, 1)), jnp.ones((4, 4, 1))])
@@ -114,6 +123,15 @@ def random_mask_refill(
       XLA at [256, 32, 32, 3]: at most 1.5 times the FLOPs and 1.3 times the bytes of a copy of its arguments, and 0.05 times
       its memory more.
 
+    Use:
+      For: fine-tuning, distribution shift.
+      When: As `cam_mask_refill`, where no activation map is at hand. With `feature_distillation` from the pretrained model,
+        accuracy on digits fell less when a cue that told the class in fine-tuning was flipped.
+      Not when: There is no teacher to distil from: the labels of filled images are not mixed, so they are no training data by
+        themselves, as those of `cutmix` are.
+      Badly with: Cross-entropy on the filled images. `cutmix`, which does the same with labels. A grid much finer than the
+        objects, where replacing half of the cells leaves no part whole.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> images = jnp.stack([jnp.zeros((4, 4, 1)), jnp.ones((4, 4, 1))])
@@ -167,6 +185,10 @@ def apply_mask_refill(images: Any, hidden: Any, *, partner: Any = None, shift: A
       devices is gathered.
       XLA at [256, 32, 32, 3]: at most 1.1 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.046 times
       its memory more.
+
+    Use:
+      Part of: `cam_mask_refill`, `random_mask_refill`.
+      When: Call it with a mask of your own, such as a segmentation, or with partners chosen by class.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -227,6 +249,10 @@ def cam_mask(cam: Any, *, threshold: Any = 0.3, mask: str = "object") -> Array:
       One read of the map and one write of the mask.
       XLA at [256, 8, 8]: at most 3.4 times the FLOPs and 1.3 times the bytes of a copy of its arguments, and 0.0086 times its
       memory more.
+
+    Use:
+      Part of: `cam_mask_refill`.
+      When: Call it to look at what a threshold hides before training, or to use the mask for something other than refilling.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -38,6 +38,12 @@ def attention_relevance(attention: Any, attention_grad: Any) -> Array:
       XLA at 2 times [6, 16, 4, 65, 65]: at most 2.7 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and
       0.14 times its memory more.
 
+    Use:
+      Part of: `cam_mask_refill`.
+      When: Call it for the map of a vision transformer with a class token whose attention maps can be returned and
+        differentiated.
+      Not when: Attention is fused (flash kernels) and never materialised, or pooling replaces the class token: use `grad_cam`.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> tokens, labels = jax.random.normal(jax.random.key(0), (2, 5, 3)), jnp.array([2, 0])
@@ -93,6 +99,11 @@ def grad_cam(activations: Any, grads: Any, *, class_token: bool = True) -> Array
       One read of both arrays, and with ``class_token`` a copy of the gradients without it, beside the passes that get them.
       XLA at 2 times [64, 65, 256]: at most 1.7 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0.28
       times its memory more.
+
+    Use:
+      Part of: `cam_mask_refill`.
+      When: Call it for the map of a convolutional network, or of a transformer from its tokens alone.
+      Not when: The layer's map is so small that a patch covers the object and its context: take an earlier layer.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -47,6 +47,15 @@ def batch_style(
       XLA at [256, 32, 32, 3]: at most 490 times the FLOPs and 25 times the bytes of a copy of its arguments, and 2.4 times its
       memory more.
 
+    Use:
+      For: distribution shift.
+      When: Contrastive or other self-supervised pretraining on several domains that differ in illumination or colour: negatives
+        of one style cannot be told apart by it. Give each view its own reference with views.
+      Not when: There is one domain: on the digits it did not help, and strong ratios hurt. Brightness, colour or coarse shading
+        tells the class.
+      Badly with: `randaugment` after it, as results leave the range of levels unless clip is set. Colour jitter of each image
+        afterwards, which gives the negatives styles of their own again.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> images = jnp.arange(1.0, 5.0)[:, None, None, None] * jnp.ones((4, 8, 8, 1))
@@ -108,6 +117,10 @@ def apply_batch_style(images: Any, *, reference_index: Any, ratio: Any, clip: tu
       the batch.
       XLA at [256, 32, 32, 3]: at most 490 times the FLOPs and 25 times the bytes of a copy of its arguments, and 2.4 times its
       memory more.
+
+    Use:
+      Part of: `batch_style`.
+      When: Call it with a chosen reference, such as an image of another domain put into the batch, or with a fixed ratio.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

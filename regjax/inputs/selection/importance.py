@@ -36,6 +36,12 @@ def last_layer_gradient_norm(logits: Any, labels: Any, *, axis: int = -1, where:
       XLA at [1024, 1000]: at most 9.9 times the FLOPs and 3.4 times the bytes of a copy of its arguments, and 1.1 times its
       memory more.
 
+    Use:
+      Part of: `importance_sampling`.
+      When: Call it on logits that are at hand, to rank examples by what they have left to teach: for sampling, pruning of a
+        data set, or a look at likely wrong labels, which score highest late in training.
+      Not when: The gradient by the weights is wanted: the norm of the features, which it leaves out, varies much.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> round(float(rj.inputs.last_layer_gradient_norm(jnp.array([2.0, 0.0, -1.0]), jnp.array(1))), 4)
@@ -81,6 +87,10 @@ def importance_probabilities(scores: Any, *, mix: Strength) -> Array:
       XLA at [50000]: at most 5.6 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times its memory
       more.
 
+    Use:
+      Part of: `importance_sampling`.
+      When: Call it at the end of an epoch, with mix rising from 0. Keep it below 1, or what was scored 0 never comes back.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> rj.inputs.importance_probabilities(jnp.array([1.0, 3.0, 0.0, 0.0]), mix=0.5).tolist()
@@ -122,6 +132,14 @@ def path_probabilities(grad_norms: Any, *, mix: Strength, where: Any = None) -> 
       One pass over the norms.
       XLA at [1024, 32]: at most 1.2 times the FLOPs and 0.56 times the bytes of a copy of its arguments, and 0.01 times its
       memory more.
+
+    Use:
+      For: compute budget, unstable training.
+      When: One-shot architecture search: operations whose weights still have large gradients are sampled more often, which the
+        authors report to lower the variance of the supernet's gradient and to rank paths better.
+      Not when: Operations differ much in size: the norm of larger ones is larger for that alone. A single path is trained.
+      Badly with: mix at 1, at which an operation without gradient is never drawn again. Path sampling that must be uniform for
+        a fair ranking. Gradients that were clipped or normalised before their norms were taken.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -170,6 +188,12 @@ def importance_weights(p: Any, indices: Any) -> Array:
       XLA at [50000]: at most 0.073 times the FLOPs and 0.56 times the bytes of a copy of its arguments, and 0 times its memory
       more.
 
+    Use:
+      Part of: `importance_sampling`.
+      When: Multiply the losses by them where the expected gradient must stay that of the whole set. Without them training
+        favours hard examples, as the authors' does.
+      Badly with: mix near 1, which makes weights of seldom drawn examples huge. Losses that are not a mean over examples.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> rj.inputs.importance_weights(jnp.array([0.25, 0.5, 0.125, 0.125]), jnp.array([1, 3])).tolist()
@@ -216,6 +240,11 @@ def sample_indices(key: Key, p: Any, num: int) -> Array:
       A running sum of N numbers and a binary search for each draw. XLA counts the body of the loop once.
       XLA at [50000]: at most 28 times the FLOPs and 6 times the bytes of a copy of its arguments, and 1.2 times its memory
       more.
+
+    Use:
+      Part of: `importance_sampling`.
+      When: Call it once an epoch for its whole order, with a key that is the same on every device.
+      Badly with: `elr`, `ps_kd` and `saf`, which take no position twice in a batch: it draws with replacement.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -55,6 +55,10 @@ def importance_update(scores: Any, indices: Any, values: Any, *, seen: Any = Non
       XLA at [50000]: at most 29 times the FLOPs and 6.7 times the bytes of a copy of its arguments, and 1.5 times its memory
       more.
 
+    Use:
+      Part of: `importance_sampling`.
+      When: Call it with scores of your own, such as losses or margins, in place of the gradient norm.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> scores, values = jnp.array([0.0, 1.0, 0.0]), jnp.array([0.5, 0.25, 0.75])
@@ -101,6 +105,16 @@ def importance_sampling(num_examples: int) -> Stateful:
       8 N bytes, and what `last_layer_gradient_norm` and `importance_update` cost; no pass of the model.
       XLA at [256, 1000]: at most 12 times the FLOPs and 3.9 times the bytes of a copy of its arguments, and 1.1 times its
       memory more.
+
+    Use:
+      For: compute budget, unstable training.
+      When: Most examples are learnt early and waste steps: drawing by gradient norm lowers the variance of the mean gradient,
+        as measured on digits of which most are easy. Needs stable indices and a sampler that draws anew each epoch.
+      Not when: Labels are wrong: those examples keep the largest norms and are drawn most. Data is a stream, or one epoch is
+        all there is.
+      Badly with: `elr`, `ps_kd` and `saf`, which take no position twice in a batch. `co_teaching`, which wants small losses
+        where this wants large ones. `mixup`, whose scores are those of mixtures. BatchNorm, whose averages drift to hard
+        examples.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -62,6 +62,11 @@ def selmix_gain(
       XLA at [100, 512]: at most 310 times the FLOPs and 3.1 times the bytes of a copy of its arguments, and 0.4 times its
       memory more.
 
+    Use:
+      Part of: `selmix_refresh`.
+      When: Call it for a metric of your own, or to see which pairs of classes would help before training on them.
+      Not when: The head is not linear with a softmax: the effect on the logits is that of a linear one.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> confusion = jnp.array([[0.4, 0.1], [0.3, 0.2]])
@@ -70,8 +75,8 @@ def selmix_gain(
       [[0.043, 0.0283], [0.0567, 0.0645]]
 
     References:
-      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, ICLR 2024,
-      arXiv 2403.18301. The released code has ``"anchor"``; the two agree on the diagonal.
+      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, 2024, ICLR, arXiv
+      2403.18301. The released code has ``"anchor"``; the two agree on the diagonal.
     """
     name = "inputs.selmix_gain"
     confusion = checks.floating(name, "confusion", confusion, ndim=2)
@@ -142,6 +147,10 @@ def selmix_distribution(gain: Any, *, temperature: Strength = 0.1, floor: float 
       XLA at [100, 100]: at most 16 times the FLOPs and 5.6 times the bytes of a copy of its arguments, and 0.56 times its
       memory more.
 
+    Use:
+      Part of: `selmix_refresh`.
+      When: Call it on gains of your own. Raise the temperature where one pair takes nearly all draws.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> pairs = rj.inputs.selmix_distribution(jnp.array([[0.1, -0.1], [0.0, 0.2]]), temperature=0.1)
@@ -149,8 +158,8 @@ def selmix_distribution(gain: Any, *, temperature: Strength = 0.1, floor: float 
       [[0.2689, 0.0], [0.0, 0.7311]]
 
     References:
-      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, ICLR 2024,
-      arXiv 2403.18301.
+      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, 2024, ICLR, arXiv
+      2403.18301.
     """
     name = "inputs.selmix_distribution"
     gain = checks.floating(name, "gain", gain, ndim=2)
@@ -184,6 +193,11 @@ def selmix_recall_multipliers(recall: Any, previous: Any, *, beta: Strength = 0.
       XLA at 2 times [1000]: at most 4.5 times the FLOPs and 2.6 times the bytes of a copy of its arguments, and 0.0091 times
       its memory more.
 
+    Use:
+      Part of: `selmix_refresh`.
+      When: Call it for metric 'min_recall'. At the default rate one class takes nearly all weight: lower it, or raise beta,
+        where the held-out recalls are noisy.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> multipliers = rj.inputs.selmix_recall_multipliers(jnp.array([0.8, 0.4]), jnp.array([0.5, 0.5]), rate=1.0)
@@ -191,8 +205,8 @@ def selmix_recall_multipliers(recall: Any, previous: Any, *, beta: Strength = 0.
       [0.4013, 0.5987]
 
     References:
-      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, ICLR 2024,
-      arXiv 2403.18301; the released settings are ``beta`` 0 and ``rate`` 50.
+      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, 2024, ICLR, arXiv
+      2403.18301; the released settings are ``beta`` 0 and ``rate`` 50.
     """
     name = "inputs.selmix_recall_multipliers"
     recall = checks.floating(name, "recall", recall, ndim=1)
@@ -229,6 +243,10 @@ def selmix_coverage_multipliers(
       XLA at [1000]: at most 5.5 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its memory
       more.
 
+    Use:
+      Part of: `selmix_refresh`.
+      When: Call it where each class must also be predicted often enough, as in fairness or retrieval constraints.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> multipliers = rj.inputs.selmix_coverage_multipliers(jnp.array([0.7, 0.3]), max_value=10.0)
@@ -236,8 +254,8 @@ def selmix_coverage_multipliers(
       [0.0, 8.2623]
 
     References:
-      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, ICLR 2024,
-      arXiv 2403.18301.
+      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, 2024, ICLR, arXiv
+      2403.18301.
     """
     name = "inputs.selmix_coverage_multipliers"
     coverage = checks.floating(name, "coverage", coverage, ndim=1)

@@ -87,6 +87,15 @@ def selmix_refresh(
       XLA at [100, 512]: at most 310 times the FLOPs and 3.6 times the bytes of a copy of its arguments, and 0.4 times its
       memory more.
 
+    Use:
+      For: long tails, fine-tuning.
+      When: A trained classifier is to be fine-tuned for a metric of its confusion matrix: worst or mean recall, or coverage.
+        Pairs that it chose raised the worst recall of an imbalanced digit network over pairs drawn by frequency.
+      Not when: There is no labelled held-out set with every class, or thousands of classes make K^3 too dear. The features are
+        still poor: it tunes what has been learnt.
+      Badly with: `logit_adjusted` or `adjust_logits`, which correct the same imbalance again. `mixup`, as the label is not
+        mixed here. BatchNorm in training mode: freeze it. A held-out set that is also trained on.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> refresh = rj.inputs.selmix_refresh(2, metric="min_recall", rate=1.0)
@@ -96,8 +105,8 @@ def selmix_refresh(
       ([0.4013, 0.5987], 1.0)
 
     References:
-      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, ICLR 2024,
-      arXiv 2403.18301. As the authors' code, whose sampler further adds 1 / K^3 to each pair.
+      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, 2024, ICLR, arXiv
+      2403.18301. As the authors' code, whose sampler further adds 1 / K^3 to each pair.
     """
     name = "inputs.selmix_refresh"
     num_classes = checks.integer(name, "num_classes", num_classes, low=1)
@@ -171,6 +180,10 @@ def class_balanced_confusion(predictions: Any, labels: Any, *, num_classes: int,
       XLA at 2 times [10000]: at most 12,000 times the FLOPs and 120 times the bytes of a copy of its arguments, and 55 times
       its memory more.
 
+    Use:
+      Part of: `selmix_refresh`.
+      When: Call it on the predictions of the held-out set, balanced or not. A class of few held-out examples has noisy recalls.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> predictions, labels = jnp.array([0, 0, 1, 0]), jnp.array([0, 0, 0, 1])
@@ -179,8 +192,8 @@ def class_balanced_confusion(predictions: Any, labels: Any, *, num_classes: int,
       [[0.3333, 0.1667], [0.5, 0.0]]
 
     References:
-      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, ICLR 2024,
-      arXiv 2403.18301, where the held-out set itself is balanced: this equals its confusion matrix then.
+      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, 2024, ICLR, arXiv
+      2403.18301, where the held-out set itself is balanced: this equals its confusion matrix then.
     """
     name = "inputs.class_balanced_confusion"
     checks.integer(name, "num_classes", num_classes, low=1)
@@ -216,6 +229,10 @@ def class_prototypes(features: Any, labels: Any, *, num_classes: int, where: Any
       XLA at [4096, 512]: at most 230 times the FLOPs and 0.92 times the bytes of a copy of its arguments, and 0.11 times its
       memory more.
 
+    Use:
+      Part of: `selmix_refresh`.
+      When: Call it on the head's inputs of the held-out set, in evaluation mode, anew at every refresh.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> features = jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 5.0]])
@@ -223,8 +240,8 @@ def class_prototypes(features: Any, labels: Any, *, num_classes: int, where: Any
       [[2.0, 3.0], [5.0, 5.0]]
 
     References:
-      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, ICLR 2024,
-      arXiv 2403.18301.
+      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, 2024, ICLR, arXiv
+      2403.18301.
     """
     name = "inputs.class_prototypes"
     checks.integer(name, "num_classes", num_classes, low=1)

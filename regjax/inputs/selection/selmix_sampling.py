@@ -46,6 +46,10 @@ def class_index(labels: Any, *, num_classes: int, where: Any = None) -> ClassInd
       XLA at [50000]: at most 26 times the FLOPs and 6.1 times the bytes of a copy of its arguments, and 1.2 times its memory
       more.
 
+    Use:
+      Part of: `selmix_refresh`, `sample_class_examples`.
+      When: Call it once for labels, and again whenever pseudo-labels change. Also serves class-balanced sampling of any kind.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> index = rj.inputs.class_index(jnp.array([1, 0, 1, 3]), num_classes=3)
@@ -53,8 +57,8 @@ def class_index(labels: Any, *, num_classes: int, where: Any = None) -> ClassInd
       ([1, 0, 2, 3], [0, 1, 3], [1, 2, 0])
 
     References:
-      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, ICLR 2024,
-      arXiv 2403.18301: the authors' sampler of examples by class, in fixed shapes.
+      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, 2024, ICLR, arXiv
+      2403.18301: the authors' sampler of examples by class, in fixed shapes.
     """
     name = "inputs.class_index"
     checks.integer(name, "num_classes", num_classes, low=1)
@@ -93,6 +97,11 @@ def sample_class_examples(key: Key, index: ClassIndex, classes: Any) -> tuple[Ar
       XLA at [50000]: at most 0.75 times the FLOPs and 0.65 times the bytes of a copy of its arguments, and 0.021 times its
       memory more.
 
+    Use:
+      Part of: `selmix_refresh`.
+      When: Call it inside the step with classes from `sample_class_pairs`, or with uniform ones for balanced batches.
+      Badly with: Dropping the returned found: a class without examples gives one of another class.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> index = rj.inputs.class_index(jnp.array([1, 0, 1, 1]), num_classes=3)
@@ -101,8 +110,8 @@ def sample_class_examples(key: Key, index: ClassIndex, classes: Any) -> tuple[Ar
       ([1, 1], [True, True, False])
 
     References:
-      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, ICLR 2024,
-      arXiv 2403.18301.
+      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, 2024, ICLR, arXiv
+      2403.18301.
     """
     name = "inputs.sample_class_examples"
     checks.key(name, key)
@@ -140,6 +149,10 @@ def sample_class_pairs(key: Key, pairs: Any, num: int) -> tuple[Array, Array]:
       XLA at [100, 100]: at most 190 times the FLOPs and 23 times the bytes of a copy of its arguments, and 5.7 times its memory
       more.
 
+    Use:
+      Part of: `selmix_refresh`.
+      When: Call it at each step. An outer product of class frequencies in place of P gives the uniform mixing to compare with.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> y1, y2 = rj.inputs.sample_class_pairs(jax.random.key(0), jnp.array([[0.0, 1.0], [0.0, 0.0]]), 3)
@@ -147,8 +160,8 @@ def sample_class_pairs(key: Key, pairs: Any, num: int) -> tuple[Array, Array]:
       ([0, 0, 0], [1, 1, 1])
 
     References:
-      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, ICLR 2024,
-      arXiv 2403.18301.
+      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, 2024, ICLR, arXiv
+      2403.18301.
     """
     name = "inputs.sample_class_pairs"
     checks.key(name, key)
@@ -186,6 +199,12 @@ def selmix_mix(key: Key, h1: Any, h2: Any, *, min_weight: Strength = 0.6) -> Arr
       XLA at 2 times [1024, 512]: at most 1.8 times the FLOPs and 0.84 times the bytes of a copy of its arguments, and 0.01
       times its memory more.
 
+    Use:
+      Part of: `selmix_refresh`.
+      When: Call it on the features of the two lists and train the head on the label of the first. Keep min_weight at a half or
+        more, or the other class prevails under that label.
+      Badly with: Another min_weight than the one behind mixing_weight of the gain, which is (1 + min_weight) / 2.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> h = rj.inputs.selmix_mix(jax.random.key(0), jnp.ones((4, 3)), jnp.zeros((4, 3)))
@@ -193,8 +212,8 @@ def selmix_mix(key: Key, h1: Any, h2: Any, *, min_weight: Strength = 0.6) -> Arr
       (True, True)
 
     References:
-      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, ICLR 2024,
-      arXiv 2403.18301. The label is not mixed.
+      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, 2024, ICLR, arXiv
+      2403.18301. The label is not mixed.
     """
     name = "inputs.selmix_mix"
     checks.key(name, key)
@@ -229,14 +248,18 @@ def apply_selmix(h1: Any, h2: Any, *, lam: Any) -> Array:
       XLA at 2 times [1024, 512]: at most 1.7 times the FLOPs and 0.83 times the bytes of a copy of its arguments, and 0 times
       its memory more.
 
+    Use:
+      Part of: `selmix_mix`.
+      When: Call it with given weights, for a test or a rule of your own.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> rj.inputs.apply_selmix(jnp.array([[4.0], [8.0]]), jnp.zeros((2, 1)), lam=jnp.array([0.75, 1.0])).tolist()
       [[3.0], [8.0]]
 
     References:
-      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, ICLR 2024,
-      arXiv 2403.18301.
+      Ramasubramanian et al., Selective Mixup Fine-Tuning for Optimizing Non-Decomposable Objectives, 2024, ICLR, arXiv
+      2403.18301.
     """
     name = "inputs.apply_selmix"
     h1 = checks.floating(name, "h1", h1, min_ndim=1)

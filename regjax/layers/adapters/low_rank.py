@@ -58,6 +58,10 @@ def lora_apply(
       XLA at [1024, 512]: at most 0.77 times the FLOPs and 2.1 times the bytes of a dense layer with its gradient, and 0.23
       times its memory more.
 
+    Use:
+      Part of: `LoRALinear`.
+      When: Outside of Flax NNX, on arrays of one's own. It stops the gradient of kernel and bias itself.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> a, b = jnp.array([[1.0], [1.0]]), jnp.array([[1.0, -1.0]])
@@ -87,7 +91,8 @@ class LoRALinear(AdaptedLayer):
       layer: what to adapt: an ``nnx.Linear``, an ``nnx.LinearGeneral`` without batch axes, an ``nnx.Conv`` without groups and
         mask, or a float kernel ``[in, out]``. It is not changed.
       rank: of the product, at least 1, default 8.
-      alpha: the numerator of the scale; None (default): 1 with ``init="lora"``, ``rank`` with ``"pissa"``.
+      alpha: the numerator of the scale; None (default): 1 with ``init="lora"``, a scale of 1 / rank, where much published
+        code takes 16; ``rank`` with ``"pissa"``, a scale of 1.
       init: ``"lora"`` (default): ``a`` uniform within 1 / sqrt(in) of 0 and ``b`` 0, so that the layer computes what it did;
         ``"pissa"``: the principal singular directions, taken out of the kernel by `regjax.weights.pissa_init`, so that it
         does up to rounding, and ``rank`` is at most min(in, out).
@@ -110,6 +115,16 @@ class LoRALinear(AdaptedLayer):
       XLA at [1024, 512]: at most 0.77 times the FLOPs and 2 times the bytes of a dense layer with its gradient, and 0.23 times
       its memory more.
 
+    Use:
+      For: fine-tuning, compute budget, forgetting.
+      When: A pretrained model, few labels or little memory for the optimiser: ranks 4 to 16 on attention and feed-forward
+        layers, at a higher rate than full tuning. ``"pissa"`` starts along the kernel's principal directions, and its authors
+        report faster learning at equal rank.
+      Not when: The new task is far from the old one and data are plenty, where all weights learn more. In the forgetting study
+        adapters forgot and kept as well as all weights did, but not better.
+      Badly with: `group_lasso` or decay from the first step: ``b`` starts at 0 and is held there. `weights.l2_sp` and `ewc` of
+        frozen kernels, which are no parameters. Published rates for alpha = 16: the default scale is 1 / rank.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> from flax import nnx
@@ -119,9 +134,10 @@ class LoRALinear(AdaptedLayer):
       True
 
     References:
-      Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021, arXiv 2106.09685; Meng et al., PiSSA, 2024,
-      arXiv 2404.02948. Group-sparse forgetting, Zhao et al., Continual Forgetting for Pre-trained Vision Models, 2024,
-      arXiv 2403.11530, takes rank 8 and alpha 1 on the dense layers of the feed-forward blocks.
+      Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021, arXiv 2106.09685; Meng et al., PiSSA: Principal
+      Singular Values and Singular Vectors Adaptation of Large Language Models, 2024, arXiv 2404.02948. Group-sparse forgetting,
+      Zhao et al., Continual Forgetting for Pre-trained Vision Models, 2024, arXiv 2403.11530, takes rank 8 and alpha 1 on the
+      dense layers of the feed-forward blocks.
     """
 
     _name = "layers.LoRALinear"

@@ -56,6 +56,13 @@ def adapt(
       XLA at 4 times [512, 512]: at most 0.24 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times
       its memory more.
 
+    Use:
+      Part of: `LoRALinear`, `LoRAGroup`, `SORSALinear`, `SVDLinear`.
+      When: To put adapters on a whole model, different ones by ``where`` or a function. Heads that shall be trained in full are
+        left out by ``where`` and added to ``wrt=``.
+      Badly with: An optimiser state from the old model. ``wrt=nnx.Param``, which trains what was not adapted, normalisation
+        scales and heads, along with the adapters.
+
     Example:
       >>> import functools, jax, jax.numpy as jnp, optax, regjax as rj
       >>> from flax import nnx
@@ -131,6 +138,12 @@ def merge(model: nnx.Module) -> nnx.Module:
       XLA at 4 times [512, 512]: at most 19 times the FLOPs and 2.2 times the bytes of a copy of its arguments, and 0.27 times
       its memory more.
 
+    Use:
+      Part of: `adapt`.
+      When: After fine-tuning, for a model at its old cost, or before the next task gets adapters of its own.
+      Not when: Kernels are in bfloat16 and the update is small: it is rounded away in the sum. Keep the adapters, or cast
+        first.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> from flax import nnx
@@ -164,6 +177,10 @@ def adapters_of(model: nnx.Module) -> dict[str, AdaptedLayer]:
 
     Cost:
       None.
+
+    Use:
+      Part of: `sorsa_orthonormality`, `orthogonal_group_penalty`.
+      When: To look at single adapters, or to give a penalty some of them only.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -200,6 +217,11 @@ def adapter_groups(params: PyTree, by: int | str) -> list[list[tuple[str, ...]]]
 
     Cost:
       None; the groups are made outside of a step or when it is traced.
+
+    Use:
+      Part of: `group_lasso`, `prox_group_lasso`.
+      When: For group-sparse forgetting: whole blocks without change. In the forgetting study it needed a warm-up without the
+        lasso, and stood near a strength at which every group collapsed.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

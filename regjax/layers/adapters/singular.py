@@ -61,6 +61,10 @@ def sorsa_apply(
       XLA at [1024, 512]: at most 0.77 times the FLOPs and 2 times the bytes of a dense layer with its gradient, and 0.23 times
       its memory more.
 
+    Use:
+      Part of: `SORSALinear`.
+      When: Outside of Flax NNX, on the factors of `sorsa_init`.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> factors = rj.weights.sorsa_init(jnp.array([[3.0, 1.0], [0.0, 2.0]]), rank=1)
@@ -111,6 +115,16 @@ class SORSALinear(AdaptedLayer):
       That of `sorsa_apply`, and one singular value decomposition at construction.
       XLA at [1024, 512]: at most 0.77 times the FLOPs and 2 times the bytes of a dense layer with its gradient, and 0.23 times
       its memory more.
+
+    Use:
+      For: fine-tuning, forgetting.
+      When: Fine-tuning with small ranks and few steps: it starts from the principal directions, so it learns at once where ``b
+        = 0`` does not. In tests, with `sorsa_orthonormality` at a strong weight, it beat `LoRALinear` of its rank in as many
+        steps.
+      Not when: The principal directions are what must not change, or kernels are so large that one singular value decomposition
+        each is too long. For singular values alone take `SVDLinear`.
+      Badly with: Weight decay, which shrinks the vectors that the penalty holds at length 1 and, at 0, removes the principal
+        part of the kernel. A penalty clipped with the loss gradient: the authors add it after clipping.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -182,6 +196,15 @@ class SVDLinear(AdaptedLayer):
       singular value decomposition at construction.
       XLA at [1024, 512]: at most 2.6 times the FLOPs and 2.8 times the bytes of a dense layer with its gradient, and 0.77 times
       its memory more.
+
+    Use:
+      For: fine-tuning, few labels.
+      When: The fewest weights that still reach every layer: repairs of a pretrained model such as high-norm patch tokens with
+        `neighbor_smooth_loss`, or tuning on a handful of examples, as directions cannot change.
+      Not when: The task needs new directions (`LoRALinear`), or inference cost counts before `merge`: U and V are two further
+        products.
+      Badly with: Adam at usual rates on large and small singular values alike: a step of 1e-3 is nothing to the first and
+        changes the sign of the last. The authors take SGD.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

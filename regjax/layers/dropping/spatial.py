@@ -34,6 +34,10 @@ def apply_spatial_dropout(x: Any, keep: Any, *, rate: Strength) -> Array:
       XLA at [64, 16, 16, 64]: at most 2.2 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
       memory more.
 
+    Use:
+      Part of: `spatial_dropout`.
+      When: The kept channels are given: the same ones at all time steps or in two passes.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> rj.layers.apply_spatial_dropout(jnp.ones((1, 3, 2)), jnp.array([[True, False]]), rate=0.5)[0].tolist()
@@ -72,6 +76,15 @@ def spatial_dropout(key: Key | None, x: Any, *, rate: Strength, deterministic: b
       One read and one write of ``x``, one uniform per example and channel.
       XLA at [64, 16, 16, 64]: at most 2.5 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.0066 times
       its memory more.
+
+    Use:
+      For: few labels.
+      When: Feature maps, token sequences or volumes with many channels and strongly correlated neighbours, in place of
+        `dropout`. Rates of 0.1 to 0.3: a whole channel is a large loss.
+      Not when: There are few channels (images themselves: `cutout`), or one position only: after global pooling it is
+        `dropout`. Where the place of the evidence matters, `drop_block` hides places and keeps channels.
+      Badly with: Batch normalisation after it, and group normalisation, whose groups lose whole members in training but not at
+        test.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -119,6 +132,10 @@ class SpatialDropout(RateLayer):
       That of `spatial_dropout`; no parameters.
       XLA at [64, 16, 16, 64]: at most 2.5 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.0066 times
       its memory more.
+
+    Use:
+      Part of: `spatial_dropout`.
+      When: In a Flax NNX model, between convolutions or on the embeddings of a sequence.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

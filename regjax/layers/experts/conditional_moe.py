@@ -52,6 +52,10 @@ def apply_conditional_moe_routing(
       XLA at 3 times [16, 128, 256]: at most 1.9 times the FLOPs and 0.74 times the bytes of a copy of its arguments, and 0
       times its memory more.
 
+    Use:
+      Part of: `conditional_moe_routing`.
+      When: The kept gates are given, or none for test mode.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> x, ffn, moe = jnp.array([[0.0], [2.0]]), jnp.ones((2, 1)), jnp.full((2, 1), 3.0)
@@ -118,6 +122,15 @@ def conditional_moe_routing(
       XLA at 3 times [16, 128, 256]: at most 2 times the FLOPs and 0.75 times the bytes of a copy of its arguments, and 0.01
       times its memory more.
 
+    Use:
+      For: few labels, long tails, compute budget.
+      When: Rare tasks shall share a dense layer and frequent ones use the experts, and the model shall decide for each token.
+        ``gate_rate`` keeps the dense branch trained.
+      Not when: The FLOPs of a dense layer more are too many: both branches are computed for each token, whatever the gate.
+        Without `cmr_budget_loss` the gate may open for all.
+      Badly with: ``gate_rescale=True``, the form of the release, where gates pass 1 and the dense branch gets a negative
+        weight. `final_output_masking` on the sum, which masks the shared branch too.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> x, ffn, moe = jnp.array([[0.0], [-1.0]]), jnp.ones((2, 1)), jnp.full((2, 1), 3.0)
@@ -166,6 +179,13 @@ def cmr_budget_loss(gates: Any, padding: Any = None, *, budget: Any = 0.8) -> Ar
       One pass over the gates.
       XLA at [16, 128]: at most 1.2 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0 times its memory
       more.
+
+    Use:
+      Part of: `conditional_moe_routing`.
+      When: Always beside conditional routing, with the gates of all layers in one call: the budget is their common mean, and
+        layers may differ.
+      Badly with: One call for each layer, which forces the budget on every one. Padding left out, whose gates of 0 count as
+        cheap tokens.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

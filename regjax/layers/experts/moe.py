@@ -68,6 +68,10 @@ def apply_mixture_of_experts(
       XLA at [16, 128, 256]: at most 2.7 times the FLOPs and 4.7 times the bytes of a dense layer with its gradient, and 1.8
       times its memory more.
 
+    Use:
+      Part of: `mixture_of_experts`.
+      When: The masks are given, or in test mode, where there are none.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> params = rj.layers.MoEParams(jnp.eye(2), jnp.ones((2, 2, 3)), jnp.zeros((2, 3)), jnp.ones((2, 3, 2)), jnp.zeros((2, 2)))
@@ -146,6 +150,15 @@ def mixture_of_experts(
       XLA at [16, 128, 256]: at most 2.7 times the FLOPs and 4.8 times the bytes of a dense layer with its gradient, and 1.6
       times its memory more.
 
+    Use:
+      For: compute budget, few labels.
+      When: Many tokens and tasks of unequal size, where a wider dense layer costs too much. Rare tasks overfit first in it:
+        ``eom_rate`` 0.2, or a shared layer with conditional routing, is what its authors add for them.
+      Not when: Groups hold so few tokens that a slot more or less decides, or one dense layer of the same FLOPs already
+        overfits: experts add weights, not data.
+      Badly with: Outputs that must not depend on batch mates, as tokens beyond an expert's slots are lost. `sam`, whose
+        perturbation can route tokens elsewhere in the second pass.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> params = rj.layers.MoEParams(jnp.eye(2), jnp.ones((2, 2, 3)), jnp.zeros((2, 3)), jnp.ones((2, 3, 2)), jnp.zeros((2, 2)))
@@ -206,6 +219,11 @@ class MixtureOfExperts(NoiseLayer):
       That of `mixture_of_experts`; ``E (2 D H + H + D) + D E`` parameters, and a dense layer's with ``shared``.
       XLA at [16, 128, 256]: at most 2.7 times the FLOPs and 4.8 times the bytes of a dense layer with its gradient, and 1.6
       times its memory more.
+
+    Use:
+      Part of: `mixture_of_experts`.
+      When: In place of the feed-forward layer of a Flax NNX block. Add 0.01 times ``load_balancing``, and with ``shared`` 0.1
+        times `cmr_budget_loss`, to the loss.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

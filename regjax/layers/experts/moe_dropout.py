@@ -38,6 +38,10 @@ def apply_output_masking(x: Any, keep: Any, *, rate: Strength, rescale: str = "t
       XLA at [16, 128, 256]: at most 1.1 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
       memory more.
 
+    Use:
+      Part of: `expert_output_masking`, `final_output_masking`.
+      When: The kept vectors are given: whole sequences, one task's tokens, or the same ones in two passes.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> outputs, keep = jnp.ones((2, 2)), jnp.array([True, False])
@@ -92,6 +96,15 @@ def expert_output_masking(
       XLA at [8, 512, 256]: at most 1.4 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.0066 times its
       memory more.
 
+    Use:
+      For: few labels, long tails.
+      When: Mixtures of experts that overfit rare tasks or languages while the frequent ones still gain: 0.2, with the default
+        scaling at test. Common tokens lose little, as the second expert or the residual carries them.
+      Not when: There is no residual around the layer (a token that loses both experts is zero), or the dense layers overfit as
+        well: then `dropout` in all of them.
+      Badly with: `final_output_masking` at the same rate, which masks the same tokens again. Gates normalised again after
+        masking, which undoes it. Training code that scales at train time: choose ``rescale`` once.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> y = rj.layers.expert_output_masking(jax.random.key(0), jnp.ones((4, 25, 1)), rate=0.5)
@@ -137,6 +150,13 @@ def final_output_masking(
       XLA at [16, 128, 256]: at most 1.4 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.0067 times
       its memory more.
 
+    Use:
+      For: few labels, long tails.
+      When: The experts of a token shall be dispensable together, so that the dense part of the network learns it too. It is
+        `drop_path` for each token.
+      Not when: Without a residual around the layer, or as a first choice: NLLB was trained with `expert_output_masking`.
+      Badly with: `drop_path` on the same branch and `expert_output_masking`, which drop the same output again.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> y = rj.layers.final_output_masking(jax.random.key(0), jnp.ones((100, 2)), rate=0.5)
@@ -176,6 +196,10 @@ def apply_gating_dropout(router_logits: Any, local_experts: Any, dropped: Any, *
       One read and one write of the logits.
       XLA at 2 times [16, 128, 8]: at most 1.7 times the FLOPs and 0.99 times the bytes of a copy of its arguments, and 0 times
       its memory more.
+
+    Use:
+      Part of: `gating_dropout`.
+      When: The coin is given: thrown on the host, so that a step without the exchange can be compiled apart.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -233,6 +257,14 @@ def gating_dropout(
       XLA at 2 times [16, 128, 8]: at most 1.7 times the FLOPs and 1 times the bytes of a copy of its arguments, and 0.0065
       times its memory more.
 
+    Use:
+      For: few labels.
+      When: Experts lie on several devices, and each device's shall learn to serve any token: ``"gate"`` routes to local
+        experts, ``"expert"`` skips the layer, which needs a residual.
+      Not when: All experts are on one device, or time is the reason: under fixed shapes the exchange takes place all the same.
+      Badly with: Keys that differ between devices, which then disagree on the coin. Gates that are not 0 for a token without
+        experts. `expert_output_masking` in steps whose tokens are already short of experts.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> logits, local = jnp.array([[1.0, 2.0]]), jnp.array([[True, False]])
@@ -240,8 +272,9 @@ def gating_dropout(
       [[1.0, -inf]]
 
     References:
-      Liu et al., Gating Dropout: Communication-efficient Regularization for Sparsely Activated Transformers, 2022,
-      arXiv 2205.14336; a baseline of Elbayad et al., 2022, arXiv 2212.07571. The paper's rates are uncertain here.
+      Liu et al., Gating Dropout: Communication-efficient Regularization for Sparsely Activated Transformers, 2022, arXiv
+      2205.14336; a baseline of Elbayad et al., Fixing MoE Over-Fitting on Low-Resource Languages in Multilingual Machine
+      Translation, 2022, arXiv 2212.07571. The paper's rates are uncertain here.
     """
     name = "layers.gating_dropout"
     check_rate(name, rate)

@@ -18,14 +18,15 @@ class Top2Gating(NamedTuple):
 
 
 def load_balancing_loss(router_logits: Any, *, padding: Any = None) -> Array:
-    r"""The load-balancing loss of a router: least where tokens and probability spread evenly over the experts.
+    r"""The load-balancing loss of a router: its gradient takes probability from the experts that get the most first choices.
 
     Formula:
       .. math:: E \sum_{e=1}^E \left( \frac{1}{T} \sum_t p_{t,e} \right)
         \left( \frac{1}{T} \sum_t 1[e = \arg\max_j p_{t,j}] \right), \quad p_t = softmax(z_t)
 
-      The second factor, the share of tokens whose first choice is e, is constant for the gradient. 1 for even loads, E
-      where one expert takes all.
+      The second factor, the share of tokens whose first choice is e, is constant for the gradient. It is 1
+      for even loads, whatever the probabilities, and for even mean probabilities, E where one expert has all probability, and
+      somewhat below 1 where the experts of the most first choices have the least mean probability.
 
     Args:
       router_logits: float ``[..., E]``; -inf rules an expert out.
@@ -42,14 +43,24 @@ def load_balancing_loss(router_logits: Any, *, padding: Any = None) -> Array:
       XLA at [16, 128, 8]: at most 39 times the FLOPs and 13 times the bytes of a copy of its arguments, and 0.85 times its
       memory more.
 
+    Use:
+      For: unstable training, compute budget.
+      When: Any layer with top-k routing, at about 0.01 on the mean over layers, from the first step: a router that has
+        collapsed on one expert gives the others no gradient to come back by.
+      Not when: Experts shall specialise on domains of very unequal size within a batch: evenness is then wrong, and above 0.01
+        it competes with the task.
+      Badly with: Losses summed over examples, beside which a mean is nothing. Small microbatches, in each of which the load
+        must be even. `gating_dropout`, in whose steps it balances the local experts.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> round(float(rj.layers.load_balancing_loss(jnp.array([[1.0, 0.0], [1.0, 0.0]]))), 4)
       1.4621
 
     References:
-      Lepikhin et al., GShard: Scaling Giant Models with Conditional Computation and Automatic Sharding, 2020,
-      arXiv 2006.16668. Elbayad et al., 2022, arXiv 2212.07571, with weight 0.01 or 0.
+      Lepikhin et al., GShard: Scaling Giant Models with Conditional Computation and Automatic Sharding, 2020, arXiv 2006.16668.
+      Elbayad et al., Fixing MoE Over-Fitting on Low-Resource Languages in Multilingual Machine Translation, 2022, arXiv
+      2212.07571, with weight 0.01 or 0.
     """
     name = "layers.load_balancing_loss"
     logits = _check_router_logits(name, router_logits, 1)
@@ -87,6 +98,12 @@ def top2_gating(router_logits: Any, *, capacity: int, padding: Any = None) -> To
       nothing is exchanged; tokens sharded inside a group are gathered to number them.
       XLA at 2 times [16, 128, 8, 32]: at most 8.9 times the FLOPs and 1.2 times the bytes of a copy of its results, and 0.051
       times its memory more.
+
+    Use:
+      Part of: `mixture_of_experts`.
+      When: To build a layer of experts of another kind, such as convolutions or adapters: it gives who goes where and at which
+        weight.
+      Not when: Groups have thousands of tokens: the ``S E C`` arrays grow with their square. Split them.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -32,6 +32,15 @@ def binary_mask_ste(scores: Any, *, threshold: Any = 5e-3) -> Array:
       XLA at [512, 512]: at most 4.4 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0 times its memory
       more.
 
+    Use:
+      For: fine-tuning, few labels, forgetting.
+      When: A few labelled examples for a large pretrained model whose weights stay frozen: the scores choose which weights of,
+        say, the attention projections to leave out. `gradient_dropout` beside it keeps the general knowledge.
+      Not when: The weights are random or small in number (`topk_supermask` gives a fixed density), or memory is what is short:
+        there are as many scores as weights, where `LoRALinear` has a thousandth.
+      Badly with: Weight decay on the scores, which carries all of them below the threshold. Rates near 0.005, the distance of
+        the first scores from the threshold, at which the mask flips in one step: the authors take Adam at 8e-5.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> weights, scores = jnp.array([2.0, -3.0]), jnp.array([0.01, 0.004])

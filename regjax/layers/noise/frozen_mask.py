@@ -61,6 +61,15 @@ def frozen_mask_dropout(
       XLA at 2 times [1024, 512]: at most 1.7 times the FLOPs and 0.83 times the bytes of a copy of its arguments, and 0 times
       its memory more.
 
+    Use:
+      For: distribution shift, few labels.
+      When: Recurrent networks and world models: one mask over a sequence or an episode, off in the real environment. A policy
+        trained in dreams under many masks cannot lean on the faults of one model.
+      Not when: Examples are independent (`dropout`), or a policy's return in the learned model shall be measured: every mask is
+        another world.
+      Badly with: `dropout` redrawn each step on the same latent, which is noise in time and not another world. Masked actions:
+        leave them out with ``skip_last``. One key for all environments under ``jax.vmap``.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> masks = rj.layers.frozen_mask_dropout((2, 6), rate=0.5, skip_last=1)

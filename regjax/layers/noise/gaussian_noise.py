@@ -36,6 +36,11 @@ def apply_gaussian_noise(x: Any, noise: Any, *, std: Strength, kind: str = "addi
       XLA at 2 times [1024, 512]: at most 1.1 times the FLOPs and 0.83 times the bytes of a copy of its arguments, and 0 times
       its memory more.
 
+    Use:
+      Part of: `gaussian_noise`.
+      When: The normal numbers are given: antithetic pairs, noise correlated over positions or time, the same noise in two
+        passes.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> x, noise = jnp.array([1.0, 4.0]), jnp.array([1.0, -1.0])
@@ -82,6 +87,16 @@ def gaussian_noise(key: Key | None, x: Any, *, std: Strength, kind: str = "addit
       XLA at [1024, 512]: at most 110 times the FLOPs and 8.9 times the bytes of a copy of its arguments, and 1.7 times its
       memory more.
 
+    Use:
+      For: few labels, noisy labels.
+      When: Hidden activations of a network that memorises: additive noise after a normalised or bounded activation, where
+        ``std`` has a fixed meaning, else multiplicative, which is dropout without zeros. On the digits comparison both helped
+        about as `dropout` did.
+      Not when: On the logits or just before them, where it only flattens probabilities, or at an additive ``std`` copied from
+        another network: it means something beside the scale of the activations only.
+      Badly with: Additive noise in ReLU networks without decay or normalisation: larger activations make it vanish. `dropout`
+        on the same place. Batch normalisation after it, whose variance holds the noise.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> y = rj.layers.gaussian_noise(jax.random.key(0), jnp.zeros(10_000), std=0.5)
@@ -89,9 +104,9 @@ def gaussian_noise(key: Key | None, x: Any, *, std: Strength, kind: str = "addit
       0.5
 
     References:
-      Additive noise after an activation: He et al., Information-Theoretic Generalization Bounds for Deep Neural Networks,
-      2024, arXiv 2404.03176, and `regjax.diagnostics.sdpi_contraction`. Multiplicative: Srivastava et al., Dropout: A
-      Simple Way to Prevent Neural Networks from Overfitting, 2014, JMLR 15, section 10.
+      Additive noise after an activation: He et al., Information-Theoretic Generalization Bounds for Deep Neural Networks, 2024,
+      arXiv 2404.03176, and `regjax.diagnostics.sdpi_contraction`. Multiplicative: Srivastava et al., Dropout: A Simple Way to
+      Prevent Neural Networks from Overfitting, 2014, Journal of Machine Learning Research 15, section 10.
     """
     name = "layers.gaussian_noise"
     x = checks.floating(name, "x", x)
@@ -132,6 +147,10 @@ class GaussianNoise(NoiseLayer):
       That of `gaussian_noise`; no parameters.
       XLA at [1024, 512]: at most 110 times the FLOPs and 8.9 times the bytes of a copy of its arguments, and 1.7 times its
       memory more.
+
+    Use:
+      Part of: `gaussian_noise`.
+      When: In a Flax NNX model, with ``nnx.view(model, only=rj.layers.GaussianNoise, std=...)`` for a schedule in all layers.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -38,6 +38,10 @@ def apply_hard_concrete(log_alpha: Any, uniform: Any) -> Array:
       XLA at [1024, 512]: at most 13 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its memory
       more.
 
+    Use:
+      Part of: `HardConcrete`.
+      When: The uniforms are given: gates of several layers that shall open together, or a test of exact values.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> z = rj.layers.apply_hard_concrete(jnp.array([0.0, 2.0, -3.0]), jnp.full(3, 0.3))
@@ -81,6 +85,10 @@ def hard_concrete(key: Key | None, log_alpha: Any, *, shape: tuple[int, ...] | N
       One uniform, two logarithms and a sigmoid for each gate.
       XLA at [1024, 512]: at most 70 times the FLOPs and 8.3 times the bytes of a copy of its results, and 1.7 times its memory
       more.
+
+    Use:
+      Part of: `HardConcrete`.
+      When: Gates on something other than the last axis of an activation: attention heads, blocks, kernels, edges of a graph.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -127,6 +135,15 @@ class HardConcrete(NoiseLayer):
       One uniform, two logarithms and a sigmoid for each gate drawn. A unit whose test gate is 0 can be removed.
       XLA at [1024, 512]: at most 71 times the FLOPs and 8.9 times the bytes of a copy of its arguments, and 1.7 times its
       memory more.
+
+    Use:
+      For: compute budget, sparsity budget, few labels.
+      When: Whole inputs, units or filters shall be removable, and the data shall choose how many: gates with ``layer.penalty``
+        in the loss, raised slowly. Gates whose test value is 0 are cut out exactly.
+      Not when: The sparsity is given beforehand (`prune`, `project_top_groups`), single weights shall go, or the penalty starts
+        at full strength, which closes gates before the weights behind them have learnt.
+      Badly with: Batch normalisation right after the gate, which scales a half-open unit up again. `dropout` on the same units.
+        Weight decay on ``log_alpha``, which pulls every gate to half open. `group_lasso` on the same groups.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

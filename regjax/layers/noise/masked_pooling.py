@@ -40,6 +40,11 @@ def masked_max_pool(
       That of max pooling, and a copy of ``x`` with zeros for the hidden pixels.
       XLA at [64, 16, 16, 64]: at most 3 times the FLOPs and 3.4 times the bytes of max pooling, and 0.89 times its memory more.
 
+    Use:
+      Part of: `masked_conv`.
+      When: For the max pooling of a masked network, after a ReLU.
+      Not when: Activations are negative, where the zero of a hidden pixel wins over every visible value.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> x, mask = jnp.array([1.0, 9.0, 9.0, 9.0]), jnp.array([True, False, False, False])
@@ -48,7 +53,8 @@ def masked_max_pool(
       ([1.0, 0.0], [True, False])
 
     References:
-      Balasubramanian and Feizi, 2022, arXiv 2211.14646 (the authors' code, also in the zeros of hidden pixels).
+      Balasubramanian and Feizi, Towards Improved Input Masking for Convolutional Neural Networks, 2022, arXiv 2211.14646 (the
+      authors' code, also in the zeros of hidden pixels).
     """
     name = "layers.masked_max_pool"
     x, mask = check_masked(name, x, mask)
@@ -84,6 +90,11 @@ def masked_avg_pool(
       XLA at [64, 16, 16, 64]: at most 2.6 times the FLOPs and 3.4 times the bytes of average pooling, and 0.89 times its memory
       more.
 
+    Use:
+      Part of: `masked_conv`.
+      When: For local average pooling in a masked network. Windows with hidden pixels come out too small, as these count as
+        zeros.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> x, mask = jnp.array([1.0, 9.0, 9.0, 9.0]), jnp.array([True, False, False, False])
@@ -92,7 +103,7 @@ def masked_avg_pool(
       ([0.5, 0.0], [True, False])
 
     References:
-      Balasubramanian and Feizi, 2022, arXiv 2211.14646.
+      Balasubramanian and Feizi, Towards Improved Input Masking for Convolutional Neural Networks, 2022, arXiv 2211.14646.
     """
     name = "layers.masked_avg_pool"
     x, mask = check_masked(name, x, mask)
@@ -123,6 +134,10 @@ def masked_global_avg_pool(x: Any, mask: Any) -> Array:
       That of global average pooling, and on a CPU a copy of ``x`` with zeros for the hidden pixels.
       XLA at [64, 16, 16, 64]: at most 2.3 times the FLOPs and 3.4 times the bytes of the mean, and 1.2 times its memory more.
 
+    Use:
+      Part of: `masked_conv`.
+      When: Before the head: the mean of the visible pixels alone, so that the logits do not shrink with the hidden share.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> x, mask = jnp.array([3.0, 9.0]).reshape(1, 1, 2, 1), jnp.array([True, False]).reshape(1, 1, 2, 1)
@@ -130,7 +145,7 @@ def masked_global_avg_pool(x: Any, mask: Any) -> Array:
       3.0
 
     References:
-      Balasubramanian and Feizi, 2022, arXiv 2211.14646.
+      Balasubramanian and Feizi, Towards Improved Input Masking for Convolutional Neural Networks, 2022, arXiv 2211.14646.
     """
     x, mask = check_masked("layers.masked_global_avg_pool", x, mask)
     dtype = trees.accumulator(x)

@@ -43,6 +43,11 @@ def neighbour_padding(x: Any, mask: Any, *, iterations: int, eps: float = 1e-5) 
       XLA at [64, 16, 16, 64]: at most 12 times the FLOPs and 7.1 times the bytes of a copy of its arguments, and 0.73 times its
       memory more.
 
+    Use:
+      Part of: `masked_conv`.
+      When: Alone, to fill hidden pixels before a layer that knows no masks, or once on the image where the network cannot be
+        rebuilt.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> x = jnp.array([2.0, 9.0, 9.0, 9.0, 6.0]).reshape(1, 1, 5, 1)
@@ -102,6 +107,15 @@ def masked_conv(
       XLA at [64, 16, 16, 64]: at most 1.2 times the FLOPs and 4.7 times the bytes of a convolution, and 0.73 times its memory
       more.
 
+    Use:
+      For: distribution shift.
+      When: A trained convolutional network shall be asked about parts of an image: attributions by occlusion, missing pixels or
+        sensors. Tests on digits: predictions stay nearer to those on whole images than with black pixels.
+      Not when: In transformers, which can leave hidden tokens out, for training with occlusion (`cutout`, `random_patch_mask`),
+        or for large holes, whose middle stays 0 in the first layers.
+      Badly with: Layers through which pixels meet without a mask: attention, squeeze-and-excitation, instance normalisation,
+        resizing. Batch normalisation in training mode.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> mask = jnp.array([True, True, False, False]).reshape(1, 1, 4, 1)
@@ -110,8 +124,8 @@ def masked_conv(
       ([2.0, 3.0, 3.0, 0.0], [True, True, True, False])
 
     References:
-      Balasubramanian and Feizi, 2022, arXiv 2211.14646. The authors' code also has a partial convolution, which divides by
-      the visible part of the window, off by default.
+      Balasubramanian and Feizi, Towards Improved Input Masking for Convolutional Neural Networks, 2022, arXiv 2211.14646. The
+      authors' code also has a partial convolution, which divides by the visible part of the window, off by default.
     """
     name = "layers.masked_conv"
     x, mask = check_masked(name, x, mask)
@@ -161,6 +175,11 @@ def masked_elementwise(fn: Callable[[Array], Array], x: Any, mask: Any) -> Array
       That of ``fn``.
       XLA at [64, 16, 16, 64]: at most 1.4 times the FLOPs and 1.2 times the bytes of GELU, and 0 times its memory more.
 
+    Use:
+      Part of: `masked_conv`.
+      When: For activations and for batch normalisation with running averages between masked convolutions: a bias would else
+        fill hidden pixels.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> mask = jnp.array([True, False]).reshape(1, 1, 2, 1)
@@ -168,7 +187,7 @@ def masked_elementwise(fn: Callable[[Array], Array], x: Any, mask: Any) -> Array
       [1.0, 0.0]
 
     References:
-      Balasubramanian and Feizi, 2022, arXiv 2211.14646.
+      Balasubramanian and Feizi, Towards Improved Input Masking for Convolutional Neural Networks, 2022, arXiv 2211.14646.
     """
     name = "layers.masked_elementwise"
     checks.function(name, "fn", fn)
@@ -202,6 +221,11 @@ def masked_residual(x1: Any, mask1: Any, x2: Any, mask2: Any) -> tuple[Array, Ar
       XLA at 2 times [64, 16, 16, 64]: at most 2.3 times the FLOPs and 1.2 times the bytes of the sum, and 0 times its memory
       more.
 
+    Use:
+      Part of: `masked_conv`.
+      When: Where branches with different receptive fields are added: a pixel is visible where both see something, so shortcuts
+        narrow the mask again.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> x, mask = jnp.ones((1, 1, 2, 1)), jnp.array([True, False]).reshape(1, 1, 2, 1)
@@ -210,7 +234,8 @@ def masked_residual(x1: Any, mask1: Any, x2: Any, mask2: Any) -> tuple[Array, Ar
       ([2.0, 0.0], [True, False])
 
     References:
-      Balasubramanian and Feizi, 2022, arXiv 2211.14646 (the product of the masks, as in the authors' code).
+      Balasubramanian and Feizi, Towards Improved Input Masking for Convolutional Neural Networks, 2022, arXiv 2211.14646 (the
+      product of the masks, as in the authors' code).
     """
     name = "layers.masked_residual"
     x1, mask1 = check_masked(name, x1, mask1, "x1", "mask1")

@@ -33,6 +33,13 @@ def mix_features(h: Any, *, lam: Strength, partner: Any) -> Array:
       XLA at [1024, 512]: at most 3.3 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its memory
       more.
 
+    Use:
+      Part of: `manifold_mixup`.
+      When: A network is no list of stages: call it at every candidate place with the weights of `manifold_mixup_weights`, 1 at
+        all places but one.
+      Badly with: Hard integer labels: mix them with the same weight and partner. Partners across shards, unless given as
+        blocks.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> h = jnp.array([[1.0, 2.0], [3.0, 5.0]])

@@ -44,6 +44,15 @@ class NoiseMaskPolicy(nnx.Module):
       XLA at 2 times [512, 4096]: at most 620 times the FLOPs and 4.2 times the bytes of a copy of its arguments, and 0.32 times
       its memory more.
 
+    Use:
+      Part of: `sample_noise_mask`.
+      When: The mask shall be learned for each image, with `noise_mask_policy_loss` as its loss: heat the classifier with it,
+        drop it, and tune on without masks.
+      Not when: Images are small or few: REINFORCE on thousands of cells is noisy, and a Beta mask with fixed parameters needs
+        no policy. On the digits comparison, which had fixed ones, masks gained less than `random_erasing`.
+      Badly with: Tiny batches or batches split without ``axis_name``, as it has batch normalisation. An optimiser at the
+        classifier's rate: the authors take a tenth.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> from flax import nnx

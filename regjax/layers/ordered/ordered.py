@@ -40,6 +40,12 @@ def svd_factorize(kernel: Any) -> tuple[Array, Array]:
       XLA at [512, 512]: at most 18 times the FLOPs and 4.5 times the bytes of a copy of its arguments, and 1.2 times its memory
       more.
 
+    Use:
+      Part of: `OrderedDense`, `order_layers`.
+      When: Alone, to compress one trained kernel to its best approximation of rank r before tuning, or to start factors from
+        it.
+      Not when: Inside a differentiated step: its gradient is not defined at equal singular values.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> u, v = rj.layers.svd_factorize(jnp.array([[3.0, 0.0], [0.0, 4.0]]))
@@ -48,7 +54,7 @@ def svd_factorize(kernel: Any) -> tuple[Array, Array]:
 
     References:
       Horvath et al., Maestro: Uncovering Low-Rank Structures via Trainable Decomposition, 2024, arXiv 2308.14929. Eckart and
-      Young, The Approximation of One Matrix by Another of Lower Rank, 1936.
+      Young, The Approximation of One Matrix by Another of Lower Rank, 1936, Psychometrika 1.
     """
     name = "layers.svd_factorize"
     kernel = checks.floating(name, "kernel", kernel, min_ndim=2)
@@ -99,6 +105,10 @@ def ordered_dense(
       XLA at [1024, 512]: at most 0.28 times the FLOPs and 1.1 times the bytes of a dense layer with its gradient, and 0 times
       its memory more.
 
+    Use:
+      Part of: `OrderedDense`.
+      When: Outside of Flax NNX, on factors of one's own, with a traced ``fraction`` or ``rank`` in one compiled step.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> u, v = jnp.array([[3.0, 0.0], [4.0, 1.0]]), jnp.array([[1.0, 2.0], [2.0, 0.0]])
@@ -108,8 +118,9 @@ def ordered_dense(
       [-1.0, -2.0]
 
     References:
-      Horvath et al., Maestro, 2024, arXiv 2308.14929 (the authors' code). A fraction within a millionth above a whole number
-      of ranks is that number: in float32 three thirds of three ranks may come out a little above three.
+      Horvath et al., Maestro: Uncovering Low-Rank Structures via Trainable Decomposition, 2024, arXiv 2308.14929 (the authors'
+      code). A fraction within a millionth above a whole number of ranks is that number: in float32 three thirds of three ranks
+      may come out a little above three.
     """
     name = "layers.ordered_dense"
     x = checks.floating(name, "x", x, min_ndim=1)
@@ -163,6 +174,11 @@ def ordered_conv(
       (inputs + outputs) R multiplications for each position, with inputs = kh kw channels, at every r alike.
       XLA at [64, 16, 16, 64]: at most 0.31 times the FLOPs and 1.3 times the bytes of a convolution with its gradient, and 0.11
       times its memory more.
+
+    Use:
+      Part of: `OrderedConv`.
+      When: Outside of Flax NNX, on factors of one's own.
+      Not when: Kernels are grouped or depthwise: their matrix of channels is block diagonal, and a common factor breaks it.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

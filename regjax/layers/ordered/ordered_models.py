@@ -43,6 +43,12 @@ def order_layers(model: nnx.Module, *, where: Callable[[str, nnx.Module], bool] 
       XLA at 4 times [512, 512]: at most 18 times the FLOPs and 4.5 times the bytes of a copy of its arguments, and 0.69 times
       its memory more.
 
+    Use:
+      Part of: `OrderedDense`, `OrderedConv`.
+      When: To turn an existing, trained or fresh model into ordered layers, whole or by ``where``. Make the optimiser's state
+        afterwards.
+      Not when: The last layer is small: leave the classifier dense, as its few ranks are all needed.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> from flax import nnx
@@ -53,7 +59,7 @@ def order_layers(model: nnx.Module, *, where: Callable[[str, nnx.Module], bool] 
       ['layers/2']
 
     References:
-      Horvath et al., Maestro, 2024, arXiv 2308.14929.
+      Horvath et al., Maestro: Uncovering Low-Rank Structures via Trainable Decomposition, 2024, arXiv 2308.14929.
     """
     name = "layers.order_layers"
     _check_model(name, model)
@@ -94,6 +100,10 @@ def ordered_layers(model: nnx.Module) -> dict[str, OrderedLayer]:
     Cost:
       None.
 
+    Use:
+      Part of: `OrderedDense`.
+      When: To see which index of `truncate_ordered` and `sample_rank` is which layer.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> from flax import nnx
@@ -102,7 +112,7 @@ def ordered_layers(model: nnx.Module) -> dict[str, OrderedLayer]:
       {'layers/0': 4}
 
     References:
-      Horvath et al., Maestro, 2024, arXiv 2308.14929.
+      Horvath et al., Maestro: Uncovering Low-Rank Structures via Trainable Decomposition, 2024, arXiv 2308.14929.
     """
     _check_model("layers.ordered_layers", model)
     return {_joined(path): node for path, node in nnx.iter_graph(model) if isinstance(node, OrderedLayer)}
@@ -132,6 +142,12 @@ def truncate_ordered(model: nnx.Module, rank: Any, *, layer: Any = None) -> nnx.
       None: one compiled step serves every layer and rank.
       XLA at [1024, 512]: at most 1.2 times the FLOPs and 1.2 times the bytes of the whole model, and 0 times its memory more.
 
+    Use:
+      Part of: `OrderedDense`.
+      When: Inside the loss, with the draw of `sample_rank` or `sample_ranks`, or at test to try a rank in each layer.
+      Badly with: Taking the model's state after the pass from the view: it holds the ranks, so that later passes stay
+        truncated.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> from flax import nnx
@@ -141,7 +157,8 @@ def truncate_ordered(model: nnx.Module, rank: Any, *, layer: Any = None) -> nnx.
       True
 
     References:
-      Horvath et al., Maestro, 2024, arXiv 2308.14929: one layer at a time.
+      Horvath et al., Maestro: Uncovering Low-Rank Structures via Trainable Decomposition, 2024, arXiv 2308.14929: one layer at
+      a time.
     """
     name = "layers.truncate_ordered"
     layers = _layers(name, model)
@@ -183,6 +200,11 @@ def shrink_ordered(model: nnx.Module, *, threshold: Strength = 1e-5, hierarchica
       XLA at 8 times [512, 512]: at most 2.3 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times
       its memory more.
 
+    Use:
+      Part of: `OrderedDense`.
+      When: After each epoch under `low_rank_group_lasso`, with the same ``hierarchical``. Give its result to `sample_rank`.
+      Not when: Without the lasso: importances then fall to no threshold near 1e-5, and nothing dies.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> from flax import nnx
@@ -191,7 +213,7 @@ def shrink_ordered(model: nnx.Module, *, threshold: Strength = 1e-5, hierarchica
       [3]
 
     References:
-      Horvath et al., Maestro, 2024, arXiv 2308.14929.
+      Horvath et al., Maestro: Uncovering Low-Rank Structures via Trainable Decomposition, 2024, arXiv 2308.14929.
     """
     name = "layers.shrink_ordered"
     checks.number(name, "threshold", threshold, low=0.0)
@@ -224,6 +246,11 @@ def fold_ordered(model: nnx.Module) -> nnx.Module:
       XLA at 8 times [512, 512]: at most 0 times the FLOPs and 0.69 times the bytes of a copy of its arguments, and 0.018 times
       its memory more.
 
+    Use:
+      Part of: `OrderedDense`.
+      When: At the end, for speed: until then every rank is computed and masked. A model that trains on after it can grow no
+        rank back.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> from flax import nnx
@@ -233,7 +260,7 @@ def fold_ordered(model: nnx.Module) -> nnx.Module:
       [(8, 2), (2, 8)]
 
     References:
-      Horvath et al., Maestro, 2024, arXiv 2308.14929.
+      Horvath et al., Maestro: Uncovering Low-Rank Structures via Trainable Decomposition, 2024, arXiv 2308.14929.
     """
     name = "layers.fold_ordered"
     for layer in _layers(name, model):

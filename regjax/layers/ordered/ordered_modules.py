@@ -124,6 +124,16 @@ class OrderedDense(OrderedLayer):
       XLA at [1024, 512]: at most 2.2 times the FLOPs and 2.1 times the bytes of a dense layer with its gradient, and 0.11 times
       its memory more.
 
+    Use:
+      For: compute budget, sparsity budget.
+      When: One training shall give a network of any rank: sample one layer's rank each step with `sample_rank`, add
+        `low_rank_group_lasso`, and cut dead ranks with `shrink_ordered`. In tests every truncation nears the best one of its
+        rank.
+      Not when: Layers are narrow (factors have more weights than the kernel until ranks die), or the rank is fixed from the
+        start (`svd_factorize` once and tune).
+      Badly with: `weights.l2` meant for the kernel: on factors it is a nuclear norm and lowers the rank. Spectral and
+        orthogonality penalties, which see the factors. Batch normalisation statistics gathered at another rank.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> from flax import nnx
@@ -196,6 +206,11 @@ class OrderedConv(OrderedLayer):
       That of `ordered_conv`; one singular value decomposition at construction.
       XLA at [64, 16, 16, 64]: at most 1.3 times the FLOPs and 1.9 times the bytes of a convolution with its gradient, and 0.44
       times its memory more.
+
+    Use:
+      Part of: `OrderedDense`.
+      When: For convolutions: a convolution into r channels and a 1x1 convolution. It pays where channels are many beside the
+        kernel's area.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

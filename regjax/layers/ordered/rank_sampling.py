@@ -37,6 +37,10 @@ def rank_pair(index: Any, ranks: Any) -> RankSample:
       A running sum over the layers and a few operations.
       XLA at [64]: at most 32 times the FLOPs and 7.9 times the bytes of a copy of its arguments, and 1.2 times its memory more.
 
+    Use:
+      Part of: `sample_rank`.
+      When: To visit every pair of layer and rank once, over a shuffled list, as the authors' code does.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> [tuple(map(int, rj.layers.rank_pair(i, jnp.array([1, 0, 2])))) for i in range(3)]
@@ -75,6 +79,11 @@ def sample_rank(key: Key, ranks: Any) -> RankSample:
       A random number, a running sum over the layers and a few operations.
       XLA at [64]: at most 38 times the FLOPs and 13 times the bytes of a copy of its arguments, and 4.3 times its memory more.
 
+    Use:
+      Part of: `OrderedDense`.
+      When: Each training step, as in the paper: one layer is cut, all others are whole, so the signal stays strong. Layers of
+        many ranks come more often.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> layer, rank = rj.layers.sample_rank(jax.random.key(0), jnp.array([0, 1]))
@@ -82,9 +91,9 @@ def sample_rank(key: Key, ranks: Any) -> RankSample:
       (1, 1)
 
     References:
-      Horvath et al., Maestro, 2024, arXiv 2308.14929. The authors' code shuffles all pairs and cycles through them without
-      replacement (`rank_pair`), and their option of a second, full pass is
-      `regjax.losses.truncated_cross_entropy`; their runs do without it.
+      Horvath et al., Maestro: Uncovering Low-Rank Structures via Trainable Decomposition, 2024, arXiv 2308.14929. The authors'
+      code shuffles all pairs and cycles through them without replacement (`rank_pair`), and their option of a second, full pass
+      is `regjax.losses.truncated_cross_entropy`; their runs do without it.
     """
     name = "layers.sample_rank"
     key, counts = checks.key(name, key), _ranks(name, ranks)
@@ -113,13 +122,18 @@ def sample_ranks(key: Key, ranks: Any) -> Array:
       A random number for each layer.
       XLA at [64]: at most 130 times the FLOPs and 20 times the bytes of a copy of its arguments, and 5.6 times its memory more.
 
+    Use:
+      Part of: `OrderedDense`.
+      When: The network will be used with all layers cut at once, and shall have seen that. Early in training of a deep network
+        it leaves little signal.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> rj.layers.sample_ranks(jax.random.key(0), jnp.array([0, 1, 1])).tolist()
       [0, 1, 1]
 
     References:
-      Horvath et al., Maestro, 2024, arXiv 2308.14929.
+      Horvath et al., Maestro: Uncovering Low-Rank Structures via Trainable Decomposition, 2024, arXiv 2308.14929.
     """
     name = "layers.sample_ranks"
     key, counts = checks.key(name, key), _ranks(name, ranks)

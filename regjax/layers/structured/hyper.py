@@ -59,6 +59,10 @@ def hyper_dense(params: HyperParams, x: Any, hyper: Any = None) -> Array:
       XLA at [1024, 512]: at most 2.3 times the FLOPs and 4.3 times the bytes of a dense layer with its gradient, and 1.6 times
       its memory more.
 
+    Use:
+      Part of: `HyperDense`.
+      When: Outside of Flax NNX, on ``HyperParams``.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> params = rj.layers.HyperParams(jnp.eye(2), jnp.ones((2, 2)), jnp.array([[0.0, 1.0]]))
@@ -115,6 +119,10 @@ def hyper_conv(
       Two convolutions with ``[B, H]``; with ``[H]`` or None one.
       XLA at [64, 16, 16, 64]: at most 2.3 times the FLOPs and 2.9 times the bytes of a convolution with its gradient, and 1.1
       times its memory more.
+
+    Use:
+      Part of: `HyperConv`.
+      When: Outside of Flax NNX, on ``HyperParams``.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -280,6 +288,15 @@ class HyperDense(HyperLayer):
       XLA at [1024, 512]: at most 2.3 times the FLOPs and 4.3 times the bytes of a dense layer with its gradient, and 1.6 times
       its memory more.
 
+    Use:
+      For: few labels, compute budget.
+      When: With `self_tuning`, where dropout rates, decays or augmentation strengths are learned on a validation set in one
+        run. In the self-tuning study it reached the best of a grid for a fraction of its arithmetic, from a low start.
+      Not when: The validation set is tiny, or strengths start high: some seeds then ended far from the others. Hyperparameters
+        that do not act through the training loss, learning rates above all, are not tuned by it.
+      Badly with: Weight decay on all its kernels with a free ``s``, which shrinks in their place: hold it at 1. Hyperparameters
+        near 0 in unconstrained form, to which the layer answers little.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> from flax import nnx
@@ -343,6 +360,10 @@ class HyperConv(HyperLayer):
       That of `hyper_conv`; twice the parameters of a convolution, and ``2 H`` for each output channel.
       XLA at [64, 16, 16, 64]: at most 2.3 times the FLOPs and 2.9 times the bytes of a convolution with its gradient, and 0.86
       times its memory more.
+
+    Use:
+      Part of: `HyperDense`.
+      When: For the convolutions of a self-tuning network: the answer is a factor for each output channel.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

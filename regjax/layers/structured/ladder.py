@@ -40,6 +40,15 @@ class LadderProjector(nnx.Module):
       XLA at 4 times [16, 128, 256]: at most 2.9 times the FLOPs and 5.6 times the bytes of one dense layer for each block with
       its gradient, and 1.3 times its memory more.
 
+    Use:
+      Part of: `teacher_dropping`, `unic_teacher_loss`.
+      When: A deep student is matched with teacher features and the lower blocks get too little gradient: one for each teacher
+        and token type, thrown away after training.
+      Not when: There is one teacher of the student's own width and few blocks: `feature_distillation` without a projector, or a
+        single linear one, is cheaper.
+      Badly with: Teacher features that are not standardised (`teacher_normalizer`): the sum of all blocks then chases their
+        scale.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> from flax import nnx

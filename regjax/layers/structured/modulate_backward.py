@@ -41,9 +41,20 @@ def modulate_backward(
         arguments of a call, or ``axis_name`` is no name.
 
     Cost:
-      Two means over the activations in the backward pass; no FLOPs forward. It has no forward-mode derivative.
+      Two means over the activations in the backward pass; no FLOPs forward. It has no forward-mode derivative. Products with
+      a Hessian (``jax.jvp`` of ``jax.grad``, ``jax.grad`` of it) run without an error, but differentiate the scaled error, not
+      the loss, and are not symmetric.
       XLA at [1024, 512]: at most 1.2 times the FLOPs and 1.5 times the bytes of a dense layer with its gradient, and 0.01 times
       its memory more.
+
+    Use:
+      For: unstable training.
+      When: Plain networks of tens of layers without shortcuts, whose error vanishes or explodes on its way down: around each
+        block, with `orthonormality` of its kernels. ``rho`` below 1 damps it.
+      Not when: Shortcuts carry the error already, or a true gradient is needed: what comes out is the gradient of no function
+        once the factor is far from 1.
+      Badly with: Hessian products, as for `top_eigenvalue`: they differentiate the scaled error, not the loss. `sam` and input
+        attacks (`pgd_attack`), whose directions it rescales. Gradient clipping set for the unscaled network.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -43,6 +43,10 @@ def sparse_apply(x: Any, w: Any, scores: Any, *, density: Strength, op: Callable
       XLA at [1024, 512]: at most 1.2 times the FLOPs and 2.5 times the bytes of a dense layer with its gradient, and 0.14 times
       its memory more.
 
+    Use:
+      Part of: `SparseLinear`, `SparseConv`.
+      When: Outside of Flax NNX, or with another map that is linear in its kernel, given as ``op``.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> w = jnp.array([[3.0, 0.5], [-1.0, 2.0]])
@@ -51,7 +55,7 @@ def sparse_apply(x: Any, w: Any, scores: Any, *, density: Strength, op: Callable
 
     References:
       Mousavi et al., DASS: Differentiable Architecture Search for Sparse Neural Networks, 2022, arXiv 2207.06968 (the number is
-      from memory), of which only the abstract was at hand: operator and stages are reconstructed. The mask with its gradient:
+      unverified), of which only the abstract was at hand: operator and stages are reconstructed. The mask with its gradient:
       Ramanujan et al., What's Hidden in a Randomly Weighted Neural Network?, 2020, arXiv 1911.13299.
     """
     name = "layers.sparse_apply"
@@ -150,6 +154,15 @@ class SparseLinear(SparseLayer):
       XLA at [1024, 512]: at most 1.2 times the FLOPs and 2.5 times the bytes of a dense layer with its gradient, and 0.14 times
       its memory more.
 
+    Use:
+      For: sparsity budget, compute budget.
+      When: The mask itself is searched: dense training, then scores alone, then weights alone under the mask, or as an
+        operation of an architecture search with `dass_objective`. In tests the search prefers wide sparse to narrow dense.
+      Not when: A mask from trained magnitudes will do: `prune` needs no scores and half the memory. The layer computes densely,
+        so no time is won.
+      Badly with: Decay and penalties that reach ``scores``, which have two dimensions and so pass the default ``where=``.
+        `prune` or `l1` on the same kernel. Weights and scores trained together at one rate: the mask flickers.
+
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj
       >>> from flax import nnx
@@ -219,6 +232,10 @@ class SparseConv(SparseLayer):
       That of a dense convolution, and of the mask as in `sparse_apply`.
       XLA at [64, 16, 16, 64]: at most 1.2 times the FLOPs and 1.2 times the bytes of a convolution with its gradient, and 0
       times its memory more.
+
+    Use:
+      Part of: `SparseLinear`.
+      When: For convolutions: the largest scores are taken over the whole kernel, not for each filter, so filters may die.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

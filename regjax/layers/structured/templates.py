@@ -34,6 +34,10 @@ def combine(templates: Any, coeffs: Any) -> Array:
       XLA at [4, 512, 512]: at most 2 times the FLOPs and 0.69 times the bytes of a copy of its arguments, and 0 times its
       memory more.
 
+    Use:
+      Part of: `TemplateLinear`.
+      When: Kernels of any layer shall share templates, with coefficients of their own.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> rj.layers.combine(jnp.array([[[1.0]], [[10.0]]]), jnp.array([2.0, 0.5])).tolist()
@@ -78,6 +82,11 @@ def grow_templates(
       XLA at [512, 512]: at most 3.3 times the FLOPs and 3.9 times the bytes of a copy of its results, and 0.83 times its memory
       more.
 
+    Use:
+      Part of: `TemplateLinear`.
+      When: Outside of Flax NNX, for dense and convolution kernels. Zero coefficients off the diagonal start from the two narrow
+        networks side by side.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> coeffs = jnp.array([[1.0], [1.0], [0.0], [0.0]])
@@ -117,6 +126,11 @@ def orthogonal_coefficients(previous: Any, *, scale: float = 1.0) -> Array:
       The decomposition of a T x T matrix, once; XLA does not count it.
       XLA at [8, 16]: at most 2.2 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 2 times its memory
       more.
+
+    Use:
+      Part of: `TemplateLinear`.
+      When: For each new block when a layer grows.
+      Not when: As many independent coefficients as templates are in use: nothing new is left, add templates.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -162,6 +176,14 @@ class TemplateLinear(nnx.Module):
       That of the dense layer in use, and 2 T FLOPs for each of its weights to combine the templates.
       XLA at [1024, 512]: at most 1.2 times the FLOPs and 2.2 times the bytes of a dense layer with its gradient, and 0.22 times
       its memory more.
+
+    Use:
+      For: compute budget.
+      When: A model shall grow: two narrow networks are trained one after the other, then recombined into one of twice the width
+        and tuned at a low rate. In tests it starts ahead of a wide network from scratch after as few steps.
+      Not when: The wide network fits the budget from the start, or widths shall grow by another factor than two.
+      Badly with: Penalties that read a kernel as a matrix, which get the templates. An optimiser state kept over the growth.
+        Batch normalisation statistics of the narrow layers, for the mixed blocks.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -53,6 +53,15 @@ def alpha_divergence(
       A softmax of each; the teacher's forward pass is the caller's.
       XLA at [1024, 1000]: at most 6.9 times the FLOPs and 2.4 times the bytes of cross-entropy, and 0.55 times its memory more.
 
+    Use:
+      For: compute budget.
+      When: Distillation where KL covers too much or too little: negative alpha punishes a doubting student, alpha of 1 and more
+        one that misses classes. Fix alpha by what goes wrong.
+      Not when: It is not known which: `adaptive_alpha_divergence` takes the worse side. Alpha is near 0 or 1 but not there:
+        rounding grows, so use 0 or 1.
+      Badly with: A large ``clip`` without gradient clipping: small student probabilities give huge coefficients. Line searches:
+        where ratios are clipped the gradient is not that of the value. `distillation`, which is alpha = 1.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> student, teacher = jnp.array([2.0, 1.0, 0.0]), jnp.array([1.0, 3.0, 0.0])
@@ -111,6 +120,15 @@ def adaptive_alpha_divergence(
       A softmax of each, and two more powers for each logit. In a supernet each step trains the largest network by
       cross-entropy and three smaller ones by this loss alone, gradients added; the authors clip the elements of the sum at 1.
       XLA at [1024, 1000]: at most 11 times the FLOPs and 3.7 times the bytes of cross-entropy, and 1.7 times its memory more.
+
+    Use:
+      For: compute budget.
+      When: Supernets by the sandwich rule: the largest network trains by labels, three smaller ones by this alone, with the
+        elements of the summed gradient clipped at 1 as the authors do.
+      Not when: One student of a fixed teacher: plain `distillation` with labels is simpler. The largest network is untrained:
+        give it some epochs first. Values are to be compared over time: the side changes.
+      Badly with: Leaving out ``optax.clip``. Cross-entropy in the small networks, which the recipe leaves out.
+        `label_smoothing` in them, whereas in the largest it belongs. Line searches, whose values do not follow the gradient.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -46,6 +46,15 @@ def distillation(
       A softmax of each; the teacher's forward pass is the caller's.
       XLA at [1024, 1000]: at most 8.3 times the FLOPs and 2.5 times the bytes of cross-entropy, and 0.55 times its memory more.
 
+    Use:
+      For: few labels, compute budget.
+      When: A better network's logits are at hand for the student's very inputs, augmentation included. Sums with cross-entropy,
+        T 2 to 8. On digits of few images a teacher of more lifted the student by points, as much as `nkd` does.
+      Not when: The teacher is hardly better, or far more certain than T can soften. Two classes: little is left beside the
+        label. Labels are dropped and the teacher errs: the student copies it.
+      Badly with: A teacher trained with `label_smoothing`, whose dark knowledge is flattened. `teacher_cross_entropy`, the same
+        gradient again. Stored teacher logits with fresh augmentations. `stablemax` students, whose logits mean something else.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> student, teacher = jnp.array([2.0, 1.0, 0.0]), jnp.array([1.0, 3.0, 0.0])

@@ -57,6 +57,16 @@ def ssre(
       One forward pass of the old network; a product of B x D by D x P.
       XLA at [1024, 1000]: at most 290 times the FLOPs and 2.9 times the bytes of cross-entropy, and 0.7 times its memory more.
 
+    Use:
+      For: forgetting.
+      When: Classes come in tasks and no old example may be kept, only class means: what resembles an old class is held, the
+        rest learns. On digits old classes kept more, at the price of slow learning of new ones. With replay of prototypes.
+      Not when: The learning rate is that of plain training: the sum over the batch was unstable at ten times a small one on
+        digits. Take ``"mean"`` then. Old examples may be kept: replay them. First task.
+      Badly with: Changing batch sizes, as one part is a sum. Batch normalisation that keeps moving, which shifts the old
+        features. Free features with weights in the gradient: ``stop_gradient_weights``. Microbatches, whose averaged sums weigh
+        less.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> z, y, f = jnp.array([[0.2, 0.1, 0.0]]), jnp.array([2]), jnp.array([[1.0, 0.0]])

@@ -34,6 +34,15 @@ def hidden_distillation(student_hidden: Any, teacher_hidden: Any, *, axis: int =
       XLA at 2 times [1024, 512]: at most 2.2 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.28 times
       its memory more.
 
+    Use:
+      For: fine-tuning, forgetting.
+      When: Further pretraining on target data makes a transformer overfit: the student starts again from the original weights
+        and follows the further-trained teacher. Unlabelled data and two trainings of some length are needed.
+      Not when: The student starts from the teacher's weights: then there is nothing to shrink. Target data is plenty. The
+        widths differ: add a projection. It is a sum over D: rescale its weight for other widths.
+      Badly with: `l2_sp` to the original weights, which holds the student there already. Hidden states before the last norm,
+        whose scale drifts. Masked inputs for one network and whole ones for the other.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> float(rj.losses.hidden_distillation(jnp.array([1.0, 2.0]), jnp.zeros(2)))

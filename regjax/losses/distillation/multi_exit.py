@@ -37,6 +37,15 @@ def multi_exit_loss(exit_losses: Any, exit_depths: Any, *, total_depth: int | No
       XLA at [5, 8192]: at most 2 times the FLOPs and 1.3 times the bytes of a copy of its arguments, and 0 times its memory
       more.
 
+    Use:
+      For: compute budget.
+      When: One training shall give several depths to stop at: heads at a few layers, each with the task's loss. Weights by
+        depth favour the deepest exit, ``uniform`` the early ones.
+      Not when: Only the whole network will be used: early exits bend its features. Exits every layer: their sum outweighs the
+        last one. Exits shall learn from each other's predictions: there is no such term.
+      Badly with: A learning rate tuned for one exit: weights are summed and not divided. `drop_path` of the blocks before an
+        exit at high rates. Gradient clipping by norm, at which the many early losses crowd out the last.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> round(float(rj.losses.multi_exit_loss(jnp.ones(5), (4, 9, 18, 27, 36))), 4)

@@ -48,6 +48,15 @@ def group_progressive_guidance(
       Two softmaxes of the student, one of the teacher; a forward and backward pass for each subnetwork of the chain.
       XLA at [1024, 1000]: at most 7.2 times the FLOPs and 2.1 times the bytes of cross-entropy, and 0.55 times its memory more.
 
+    Use:
+      For: compute budget.
+      When: One set of weights for several precisions or sizes, trained in a chain from the largest to the smallest: each learns
+        from the next larger one, which is nearer to it than the largest is.
+      Not when: The sizes lie close, when cross-entropy alone serves. Batch normalisation is shared and not calibrated again for
+        each size. Time for three passes a step is missing.
+      Badly with: Leaving out the clipping of the summed gradients. `adaptive_alpha_divergence`, another teacher for the same
+        networks. A chain out of order, where a small network teaches a larger one.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> student, teacher = jnp.array([2.0, 1.0, 0.0]), jnp.array([1.0, 3.0, 0.0])

@@ -34,6 +34,12 @@ def symmetric_kl(logits1: Any, logits2: Any, *, axis: int = -1, where: Any = Non
       XLA at 2 times [1024, 1000]: at most 7.6 times the FLOPs and 2 times the bytes of cross-entropy of each, and 0 times its
       memory more.
 
+    Use:
+      Part of: `r_drop`.
+      When: Call it for the disagreement alone: on unlabelled examples, between two networks, or beside a loss other than
+        cross-entropy.
+      Badly with: A teacher that shall not move: the gradient flows to both, so stop it, or take `distillation`.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> round(float(rj.losses.symmetric_kl(jnp.array([2.0, 1.0, 0.0]), jnp.array([1.0, 3.0, 0.0]))), 4)
@@ -75,6 +81,16 @@ def r_drop(logits1: Any, logits2: Any, labels: Any, *, weight: Strength = 1.0, a
       The network runs twice, forward and backward. The loss itself: a softmax of each pass.
       XLA at 2 times [1024, 1000]: at most 8.7 times the FLOPs and 2.1 times the bytes of cross-entropy of each, and 0.01 times
       its memory more.
+
+    Use:
+      For: few labels, noisy labels.
+      When: Networks with dropout, above all fine-tuned language models: two passes shall agree. On the digits comparison it
+        gained clearly, a little more than `dropout` alone, and memorised fewer wrong labels. Weights 0.3 to 3 there.
+      Not when: There is no dropout or other noise: the passes are equal and it only doubles the cost. Compute is short, as a
+        step takes twice. Dropout is heavy and the weight large: agreeing on one answer then is the way out, and training on
+        digits broke down.
+      Badly with: One key for both passes, which makes them equal. `sam`, for four passes a step. Different augmentations of the
+        two passes: that is another method, as is `jensen_shannon_consistency`. Authors' weights, which scale otherwise.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

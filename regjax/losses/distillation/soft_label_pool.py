@@ -39,6 +39,15 @@ def batchnorm_matching(activations: Any, mean: Any, variance: Any, *, where: Any
       XLA at [64, 16, 16, 256]: at most 11 times the FLOPs and 5 times the bytes of a copy of its arguments, and 0.01 times its
       memory more.
 
+    Use:
+      For: compute budget, few labels.
+      When: Images are synthesised from a trained teacher with batch norm, to distil a data set or without its data. One class a
+        batch, with that class's statistics, keeps images of a class apart; 0.01 of it beside the teacher's loss.
+      Not when: The network has no batch norm. Real images may be used: they are better. Batches of a few images, whose variance
+        comes out too small.
+      Badly with: Batches of several classes against statistics of one. The teacher in training mode, whose running statistics
+        then follow the synthetic images. A mean over microbatches, as statistics are those of a part.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> activations = jnp.array([[1.0], [3.0]])
@@ -101,6 +110,15 @@ def prune_soft_labels(num_labels: int, ratio: Strength, step: Any, key: Key) -> 
     Cost:
       One random number. The pool shrinks by the factor 1 - r, exactly so up to a million entries: beyond, float32 decides by a
       few in ten million.
+
+    Use:
+      For: compute budget.
+      When: Soft labels of many augmented epochs, stored beforehand, take more room than the images: keep a tenth, and draw from
+        it. On digits a tenth of the pool taught as well as all of it.
+      Not when: The teacher fits beside the student: fresh labels cost no storage. The pool is small: a few entries are learned
+        by heart. Synthetic images were made across classes, which the authors find to bear less pruning.
+      Badly with: Augmentations drawn anew: an entry's labels belong to its own. A pool sorted by class or time, of which the
+        first part is kept: shuffle it first.
 
     Example:
       >>> import jax, regjax as rj

@@ -37,6 +37,15 @@ def teacher_cross_entropy(
       A softmax of each; the teacher's forward pass is the caller's.
       XLA at [1024, 1000]: at most 5.2 times the FLOPs and 1.9 times the bytes of cross-entropy, and 0.55 times its memory more.
 
+    Use:
+      For: forgetting, fine-tuning.
+      When: As `distillation` at T = 1, where the value shall be a cross-entropy, as of the knowledge that `gradient_dropout`
+        guards: the frozen pretrained network is the teacher.
+      Not when: The value is to tell how far the student is: its least is the teacher's entropy, not 0. The teacher knows
+        nothing of the examples: it guards nothing there.
+      Badly with: `distillation` beside it, which is the same gradient twice. `polyak_subgradient` and stopping rules that
+        expect a least value of 0.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> loss = rj.losses.teacher_cross_entropy(jnp.array([0.0, 0.0]), jnp.array([2.0, -1.0]), temperature=2.0)

@@ -51,6 +51,15 @@ def teacher_dropping(
       XLA at [4, 8192]: at most 75 times the FLOPs and 13 times the bytes of a copy of its arguments, and 0.7 times its memory
       more.
 
+    Use:
+      For: compute budget, unstable training.
+      When: Several teachers, of which the easy ones are soon learned and the hard ones left behind: the worst of each example
+        always stays. It evened the teachers out in a small test, the more the larger the probability.
+      Not when: One teacher, or losses on different scales, where the worst is always the same: `teacher_normalizer` first. A
+        teacher is useless on the data: it is then always kept.
+      Badly with: Weights of teachers on top, which fight the dropping. One key on all devices in ``shard_map``. Tiny batches:
+        the share of kept pairs varies, and with it the loss.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> losses = jnp.array([[0.9, 0.2], [0.1, 0.8]])
@@ -104,6 +113,11 @@ def apply_teacher_dropping(
       XLA at 2 times [4, 8192]: at most 8.7 times the FLOPs and 2.7 times the bytes of a copy of its arguments, and 0.07 times
       its memory more.
 
+    Use:
+      Part of: `teacher_dropping`.
+      When: Call it with your own uniforms: one draw for all examples of a batch, the same draw in both passes of an objective,
+        or fixed ones in a test.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> losses = jnp.array([[0.9, 0.2], [0.1, 0.8], [0.4, 0.5]])
@@ -147,6 +161,15 @@ def unic_teacher_loss(student: Any, teacher: Any, *, cosine_weight: Strength = 0
       Four sums over the features, and as many terms of the gradient.
       XLA at 2 times [64, 64, 256]: at most 21 times the FLOPs and 4.2 times the bytes of a copy of its arguments, and 0.56
       times its memory more.
+
+    Use:
+      For: compute budget, fine-tuning.
+      When: A student of one or several frozen encoders, by their features: cosine for direction, smooth L1 for size. Class
+        tokens and patch tokens each by a loss of their own, through a `LadderProjector`.
+      Not when: Teachers are not standardised: one with large features then rules. The student's width differs and has no
+        projector. Logits are meant: take `distillation`.
+      Badly with: Features divided by their norms, for which the second part says the same again. Teachers and student on
+        different crops. Raw teacher features: `teacher_normalizer` first.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -226,6 +249,14 @@ def teacher_normalizer(dim: int, *, momentum: Strength, eps: Any = 1e-6, axis_na
       Three passes over the features, 2 D numbers of memory; with ``axis_name``, two sums of D numbers over devices.
       XLA at [64, 64, 256]: at most 6.6 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 0.01 times its
       memory more.
+
+    Use:
+      Part of: `unic_teacher_loss`, `teacher_dropping`.
+      When: Call it for each teacher and kind of token before their losses are compared or added. The first batch passes
+        unchanged: momentum must start at 1.
+      Not when: The teacher ends in a layer norm and stands alone: its scale is fixed then.
+      Badly with: A constant small momentum from the start, with which the first statistics stay those of the start. Shards
+        without ``axis_name``. Evaluation passes that update it.
 
     Example:
       >>> import jax.numpy as jnp, optax, regjax as rj

@@ -53,6 +53,16 @@ def tes(
       A softmax of each; the projection, and a product of its output with the K text features.
       XLA at [1024, 1000]: at most 7.7 times the FLOPs and 2.4 times the bytes of cross-entropy, and 0.55 times its memory more.
 
+    Use:
+      For: fine-tuning, few labels.
+      When: Fine-tuning of a vision model on small data whose class names mean something to a text encoder: their similarity
+        softens the labels. Needs a projection head in training and nothing at test.
+      Not when: Class names are codes. Data is plenty: names add little. It is zero-shot or prompt tuning that is wanted: the
+        text features serve as targets here, not as classifier.
+      Badly with: `label_smoothing`, which softens the same labels without knowledge. Unnormalised features: cosines are
+        expected. A low temperature with a projection at random start: let the second term train first, or start
+        ``weight_vision`` at 0.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> logits, cosines = jnp.array([2.0, 1.0, 0.0]), jnp.array([0.3, 0.1, 0.2])

@@ -38,6 +38,13 @@ def vote_teachers(probs: Any, *, mode: str = "mean", axis: int = -1, where: Any 
       XLA at [4, 1024, 1000]: at most 1.1 times the FLOPs and 0.69 times the bytes of a copy of its arguments, and 0 times its
       memory more.
 
+    Use:
+      Part of: `self_distillation`.
+      When: Call it to make one target of several networks or snapshots: ``mean`` for targets that keep doubt, ``majority``
+        where some teachers are far too sure.
+      Badly with: Logits in place of probabilities, which are averaged without complaint. ``majority`` with one or two teachers,
+        which is a hard label.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> probs = jnp.array([[[0.75, 0.25]], [[0.25, 0.75]], [[0.5, 0.5]]])
@@ -110,6 +117,15 @@ def self_distillation(
     Cost:
       One pass over the logits and the teacher's probabilities each way; the probabilities are the caller's.
       XLA at [1024, 1000]: at most 6.9 times the FLOPs and 1.6 times the bytes of cross-entropy, and 0.55 times its memory more.
+
+    Use:
+      For: sharp minima, unstable training.
+      When: Architecture search with a supernet, in the steps on the weights, or any training that jumps between steps: the
+        network's last states teach it. Take the teachers' probabilities at the loss's temperature.
+      Not when: States are far apart, as after a restart or at a high learning rate: the old ones hold training back. Labels are
+        noisy and training long: the vote agrees on what was memorised. Weight and temperature are guesses: search them.
+      Badly with: `sgdr` and `adamwr` across a restart. `ps_kd`, the same idea with one state. Teachers of other augmentations
+        of the batch, unless consistency is meant. `dropout` left on in the teachers' passes.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

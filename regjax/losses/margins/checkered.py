@@ -35,6 +35,15 @@ def checkered(logits: Any, labels: Any, *, axis: int = -1) -> Array:
       (m - 1) K^2 exponentials for each example, and as much memory: for few classes.
       XLA at [1024, 8, 10]: at most 19 times the FLOPs and 12 times the bytes of cross-entropy, and 3.6 times its memory more.
 
+    Use:
+      For: few labels.
+      When: Classes that are a sum, modulo their number, of hidden choices: parities, cyclic codes, who beats whom in a circle.
+        A linear model with a few heads then learns what a softmax cannot, as in rock, paper, scissors.
+      Not when: No such structure is known. Classes are many: cost grows as their square. All heads start alike: that is a
+        saddle.
+      Badly with: Zero or equal initial heads, unless `cross_gradient` leads the descent. Strong `weights.l2` at the start,
+        which holds it at the saddle. Classes masked out, as the sum needs all.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> z = jnp.array([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
@@ -43,8 +52,8 @@ def checkered(logits: Any, labels: Any, *, axis: int = -1) -> Array:
       [0.2507, 0.4985, 0.2507]
 
     References:
-      Mastane Achab, Sum-log-concave optimisation, cross-gradient descent and checkered regression, 2023, arXiv 2309.15298,
-      definitions 5.1 and 5.7. It is not convex; `regjax.objectives.cross_gradient` has a descent for it. There is no code.
+      Achab, Sum-log-concave optimisation, cross-gradient descent and checkered regression, 2023, arXiv 2309.15298, definitions
+      5.1 and 5.7. It is not convex; `regjax.objectives.cross_gradient` has a descent for it. There is no code.
     """
     name = "losses.checkered"
     logits = checks.floating(name, "logits", logits, min_ndim=2)
@@ -90,13 +99,18 @@ def binary_checkoid(logits: Any, *, axis: int = -1) -> Array:
       XLA at [8192, 8]: at most 330 times the FLOPs and 44 times the bytes of a copy of its arguments, and 3.6 times its memory
       more.
 
+    Use:
+      Part of: `binary_checkered`.
+      When: Call it for the probability of label 0 at test time, or as a smooth XOR gate inside a model.
+      Badly with: A logarithm of its result in a loss: sure mistakes lose their gradient, which `binary_checkered` keeps.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> round(float(rj.losses.binary_checkoid(jnp.array([1.0, 2.0]))), 6)
       0.675973
 
     References:
-      Mastane Achab, Sum-log-concave optimisation, cross-gradient descent and checkered regression, 2023, arXiv 2309.15298.
+      Achab, Sum-log-concave optimisation, cross-gradient descent and checkered regression, 2023, arXiv 2309.15298.
     """
     return jnp.exp(_log_parities("losses.binary_checkoid", logits, axis)[0])
 
@@ -127,6 +141,15 @@ def binary_checkered(logits: Any, labels: Any, *, axis: int = -1) -> Array:
       XLA at [8192, 8]: at most 340 times the FLOPs and 45 times the bytes of a copy of its arguments, and 3.3 times its memory
       more.
 
+    Use:
+      For: few labels.
+      When: Two outcomes that hinge on the parity of a few linear scores, such as duels without an order of strength: two scores
+        learn rock, paper, scissors, where Bradley-Terry stays at chance.
+      Not when: Strengths are ordered: one score, m = 1, is logistic regression and convex. Many scores: the product of small
+        tanh has hardly a gradient at the start.
+      Badly with: Zero weights at the start, a saddle, unless `cross_gradient` leads. Soft labels of `mixup` or
+        `label_smoothing`: it takes 0 and 1. Strong `weights.l2` before it has left the saddle.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> loss, gradient = jax.value_and_grad(rj.losses.binary_checkered)(jnp.array([1.0, 2.0]), 0)
@@ -134,7 +157,7 @@ def binary_checkered(logits: Any, labels: Any, *, axis: int = -1) -> Array:
       (0.3916, [-0.2215, -0.0718])
 
     References:
-      Mastane Achab, Sum-log-concave optimisation, cross-gradient descent and checkered regression, 2023, arXiv 2309.15298.
+      Achab, Sum-log-concave optimisation, cross-gradient descent and checkered regression, 2023, arXiv 2309.15298.
     """
     name = "losses.binary_checkered"
     even, odd = _log_parities(name, logits, axis)

@@ -32,6 +32,15 @@ def class_separation(probs: Any, *, where: Any = None) -> Array:
       XLA at [8192, 16]: at most 58 times the FLOPs and 3.9 times the bytes of a copy of its arguments, and 0.55 times its
       memory more.
 
+    Use:
+      For: compute budget.
+      When: A small classifier routes each example to one of a few sub-networks, hard at test but soft in training: this makes
+        the soft choice as sharp as the hard one. Always with `class_balance`.
+      Not when: Alone, when one sub-network takes all. From the first step, before sub-networks differ, when the first
+        preference is frozen: ramp the weight. Experts are many: `top2_gating` with `load_balancing_loss` is made for that.
+      Badly with: `confidence_penalty` or `label_smoothing` on the gate. Noise on gates as in `expert_output_masking`. Large
+        weights: it is bounded, but certain gates have no gradient left through a softmax.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> float(rj.losses.class_separation(jnp.array([[0.0, 1.0, 0.0]])))
@@ -74,14 +83,24 @@ def class_balance(probs: Any, *, where: Any = None, axis_name: Any = None) -> Ar
       XLA at [8192, 16]: at most 1.2 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.01 times its
       memory more.
 
+    Use:
+      For: compute budget, unstable training.
+      When: Beside `class_separation`, so that a router of whole sub-networks does not send every example to one. Needs batches
+        that hold easy and hard examples.
+      Not when: Sub-networks shall not be used alike, as when most examples are easy: it forces an even share. Batches are
+        small, or sorted by difficulty: each of them is then evened out by force.
+      Badly with: Batch sizes that change: it is a sum and grows with B, so its weight must shrink. Microbatches and shards
+        without ``axis_name``, which are evened out part by part. `load_balancing_loss` on the same gate.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> float(rj.losses.class_balance(jnp.tile(jnp.array([1.0, 0.0, 0.0]), (6, 1))))
       8.0
 
     References:
-      Zhou et al., ClassPruning, 2022, arXiv 2211.05488, reconstructed as in `class_separation`; Kong et al., ClassSR, 2021,
-      arXiv 2103.04039.
+      Zhou et al., ClassPruning: Speed Up Image Restoration Networks by Dynamic N:M Pruning, 2022, arXiv 2211.05488,
+      reconstructed as in `class_separation`; Kong et al., ClassSR: A General Framework to Accelerate Super-Resolution Networks
+      by Data Characteristic, 2021, arXiv 2103.04039.
     """
     name = "losses.class_balance"
     p, counts = _inputs(name, probs, where)

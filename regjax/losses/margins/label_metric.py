@@ -33,6 +33,11 @@ def frechet_scores(probs: Any, distances: Any) -> Array:
       One product of K x M for each example.
       XLA at [1024, 1000]: at most 1.2 times the FLOPs and 1.5 times the bytes of their product, and 0.22 times its memory more.
 
+    Use:
+      Part of: `frechet_mean_predict`.
+      When: Call it to rank candidates, to take the nearest few, or as a loss in which a near miss costs less than a far one.
+      Badly with: Distances that are squared already. Reading scores as logits without a sign: lower is nearer.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> distances = jnp.array([[0, 2, 1], [2, 0, 1]])
@@ -68,6 +73,15 @@ def frechet_mean_predict(probs: Any, distances: Any) -> Array:
       One product of K x M for each example.
       XLA at [1024, 1000]: at most 1.2 times the FLOPs and 2.2 times the bytes of their product, and 0.74 times its memory more.
 
+    Use:
+      For: distribution shift, few labels.
+      When: A trained model knows only some classes, and distances between all are known: a tree, or embeddings of names. Errors
+        then land nearer the truth: on digits those on unseen classes did, with about the same accuracy on seen ones.
+      Not when: Only exact hits count and all classes have outputs: the argmax is better. The metric has nothing to do with what
+        the model confuses. Few unseen labels can win: see `loki_locus`.
+      Badly with: Distances that are squared already. Overconfident probabilities, which leave only the argmax:
+        `fit_temperature` first. `calibrated_stacking`, which has no score for labels without an output.
+
     Example:
       >>> import jax.numpy as jnp, numpy as np, regjax as rj
       >>> edges = np.array([[0, 1], [0, 2], [1, 3], [1, 4], [2, 5], [2, 6], [6, 7]])
@@ -102,6 +116,13 @@ def frechet_straight_through(probs: Any, distances: Any) -> Array:
     Cost:
       One product of K x M for each example each way.
       XLA at [1024, 1000]: at most 1.2 times the FLOPs and 1.9 times the bytes of their product, and 0.22 times its memory more.
+
+    Use:
+      Part of: `frechet_mean_predict`.
+      When: Call it to fine-tune through the prediction, when labels of classes without an output are at hand after all.
+      Not when: Prediction alone is wanted: the main published results train nothing.
+      Badly with: Losses that take a logarithm of the one-hot result. Large distances, whose squares are the gradient's scale:
+        divide them by their largest.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -140,6 +161,12 @@ def loki_locus(edges: Any, observed: Any) -> np.ndarray:
 
     Cost:
       O(M) on the host, in NumPy and Python; not for use under ``jit``.
+
+    Use:
+      Part of: `frechet_mean_predict`, `loki_next_class`.
+      When: Call it before training data is collected: it says which labels of a tree can be predicted at all with the classes
+        at hand.
+      Not when: The metric is no tree, such as embeddings: there the reachable labels must be found by trial.
 
     Example:
       >>> import regjax as rj
@@ -190,6 +217,12 @@ def loki_next_class(distances: Any, locus: Any) -> int:
 
     Cost:
       M L comparisons in NumPy on the host; not for use under ``jit``.
+
+    Use:
+      Part of: `frechet_mean_predict`, `loki_locus`.
+      When: Call it in turn with `loki_locus` when classes, not examples, are dear to label: it names the one that widens the
+        reach most.
+      Not when: Classes differ in how often they occur or in what they cost: it looks at distances alone.
 
     Example:
       >>> import regjax as rj

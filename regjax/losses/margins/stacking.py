@@ -35,6 +35,15 @@ def calibrated_stacking(scores: Any, seen_mask: Any, gamma: Strength, *, axis: i
       XLA at [1024, 1000]: at most 1.1 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
       memory more.
 
+    Use:
+      For: distribution shift.
+      When: A zero-shot classifier must choose among seen and unseen classes at test: without it the unseen ones hardly ever
+        win. Choose gamma by `fit_stacking_gamma` on classes held out as unseen, and report `ausuc`.
+      Not when: Unseen classes have examples for validation only in the test set: gamma must not be chosen there. It is known
+        which kind a test example is of: then mask the others.
+      Badly with: Scores of other scale than those gamma was chosen on, as after a new temperature. `logit_adjusted` or
+        `adjust_logits` that already treat unseen classes as rare. Probabilities read from the result.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> scores = rj.losses.calibrated_stacking(jnp.array([0.6, 0.3, 0.5]), jnp.array([True, True, False]), 0.25)

@@ -34,6 +34,15 @@ def truncated_cross_entropy(logits: Any, full_logits: Any, labels: Any, *, axis:
       XLA at 2 times [1024, 1000]: at most 4.4 times the FLOPs and 1.5 times the bytes of cross-entropy of each, and 0 times its
       memory more.
 
+    Use:
+      For: compute budget.
+      When: One network trained to be cut afterwards, `ordered_dense` or `nested_dropout`: the cut pass learns from the whole
+        one. Takes both passes of a batch.
+      Not when: Time is short: it doubles a step, and the authors' own runs left the second pass out. The whole network is weak
+        at first, and teaches noise: begin with plain cross-entropy.
+      Badly with: `distillation` from another teacher at the same weight, which contradicts it. Different dropout in the two
+        passes: give both the same key. Noisy labels, which the whole network passes on.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> small, full = jnp.array([1.0, 0.0]), jnp.array([2.0, 0.0])

@@ -48,6 +48,16 @@ def generalized_cross_entropy(
       None beyond cross-entropy: one pass over the logits each way.
       XLA at [1024, 1000]: at most 2.8 times the FLOPs and 0.86 times the bytes of cross-entropy, and 0 times its memory more.
 
+    Use:
+      For: noisy labels.
+      When: Wrong labels of random classes, at no cost and with no memory, pairs or noise rate: change the loss and stop. On
+        digits it kept most of the accuracy up to heavy noise. Tune q: 0.7 for ten classes, less for more.
+      Not when: Labels confuse pairs of classes: it lost to cross-entropy on digits. Labels are clean: it learned worse, and not
+        in every seed alike. Hundreds of classes at large q: at chance the gradient is scaled by K^-q, so raise q by a schedule.
+        Rare classes are ignored likewise.
+      Badly with: `focal` and `importance_sampling`, which give back weight to what it distrusts. `co_teaching` by its values,
+        which hardly differ among unlikely labels. ``truncation`` from the start, when no example passes it.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> z = jnp.array([2.0, 1.0, 0.0])
@@ -118,6 +128,17 @@ def symmetric_cross_entropy(
       None beyond cross-entropy: one pass over the logits each way.
       XLA at [1024, 1000]: at most 2.8 times the FLOPs and 0.86 times the bytes of cross-entropy, and 0 times its memory more.
 
+    Use:
+      For: noisy labels.
+      When: Wrong labels in unknown amount, where `generalized_cross_entropy` learns too slowly or fails on confused pairs: the
+        small share of cross-entropy keeps hard classes learning. On digits it gained under both kinds of noise and lost nothing
+        on clean labels, at an alpha of 0.01.
+      Not when: The default alpha is all that is tried: in long trainings its cross-entropy part memorised all the same on
+        digits. A value to carry over is wanted: the authors' differ by sixty times between 10 and 100 classes. Noise is heavy:
+        `elr`.
+      Badly with: Soft labels, as of `mixup`: between classes that all have mass the reverse part hardly prefers one. Learning
+        rates tuned for cross-entropy: at the default alpha the gradient is another.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> round(float(rj.losses.symmetric_cross_entropy(jnp.array([2.0, 1.0, 0.0]), jnp.array(0))), 5)
@@ -184,6 +205,15 @@ def bootstrapping(
     Cost:
       None beyond cross-entropy: one pass over the logits each way, and one more forward for the largest or the entropy.
       XLA at [1024, 1000]: at most 4.7 times the FLOPs and 1.1 times the bytes of cross-entropy, and 0 times its memory more.
+
+    Use:
+      For: noisy labels.
+      When: A quick trial under random noise, with the label's share as the only number. On digits a beta near 0.3 gained much
+        on more data, though less than `generalized_cross_entropy` and `elr`. ``hard`` moves more than ``soft``.
+      Not when: The default is taken: at 0.5 to 0.8 it did not help on digits, as labels win in the end. Beta is small from the
+        first step: at 0.2 the model taught itself one answer. Let it fall by a schedule.
+      Badly with: `confidence_penalty` and `label_smoothing`, which raise the entropy that the model's own share lowers.
+        ``stop_gradient=True`` in mode soft, a mere change of scale. `ps_kd`, which mixes predictions in as well.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -31,14 +31,23 @@ def embedding_alignment(embedding: Any, targets: Any) -> Array:
       XLA at [16, 768]: at most 2.2 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.069 times its
       memory more.
 
+    Use:
+      For: fine-tuning, few labels.
+      When: A new word for a text-to-image model, from one photograph: its embedding starts where the class and the object lie.
+        A few steps on the embedding alone, before fine-tuning.
+      Not when: Many photographs, or a start from the class word is good enough. The encoders do not share a space: their mean
+        means nothing. It is reconstructed, and no training with it was measured here.
+      Badly with: Targets of very different norms, of which the longest rules the mean: normalise them. `weights.l2` on the
+        embedding: the loss sees no length, so it only shrinks. Training the encoder along with it.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> round(float(rj.losses.embedding_alignment(jnp.array([1.0, 0.0]), jnp.array([[0.0, 1.0], [1.0, 0.0]]))), 4)
       0.2929
 
     References:
-      Object-Driven One-Shot Fine-tuning of Text-to-Image Diffusion with Prototypical Embedding, 2024, arXiv 2401.15708.
-      Reconstructed, without code; the set of targets is from a secondary description.
+      Lu et al., Object-Driven One-Shot Fine-tuning of Text-to-Image Diffusion with Prototypical Embedding, 2024, arXiv
+      2401.15708. Reconstructed, without code; the set of targets is from a secondary description.
     """
     name = "losses.embedding_alignment"
     embedding = checks.floating(name, "embedding", embedding, ndim=1)
@@ -77,6 +86,15 @@ def masked_denoising(prediction: Any, target: Any, mask: Any) -> Array:
       XLA at 2 times [256, 32, 32, 3]: at most 5.7 times the FLOPs and 2.5 times the bytes of a copy of its arguments, and 0.24
       times its memory more.
 
+    Use:
+      For: fine-tuning, few labels.
+      When: One-shot fine-tuning of a diffusion model on a photo with a mask of the object: the background is not learned. With
+        a mask of ones and a frozen model's prediction it guards the class.
+      Not when: The mask is rough: parts outside are never learned, and of a thin object little is left. Composition with the
+        background is wanted.
+      Badly with: Masks at pixel size for a latent model: resize them to the latent. Averages over images of very unequal masks,
+        which count alike. Losses on the whole image at the same weight, which bring the background back.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> prediction = jnp.array([3.0, 1.0, 5.0, 7.0]).reshape(1, 2, 2, 1)
@@ -85,8 +103,8 @@ def masked_denoising(prediction: Any, target: Any, mask: Any) -> Array:
       5.0
 
     References:
-      Object-Driven One-Shot Fine-tuning of Text-to-Image Diffusion with Prototypical Embedding, 2024, arXiv 2401.15708.
-      Reconstructed, without code: the normalisation by the mask and the form of the class term are uncertain.
+      Lu et al., Object-Driven One-Shot Fine-tuning of Text-to-Image Diffusion with Prototypical Embedding, 2024, arXiv
+      2401.15708. Reconstructed, without code: the normalisation by the mask and the form of the class term are uncertain.
     """
     name = "losses.masked_denoising"
     prediction = checks.floating(name, "prediction", prediction, min_ndim=2)
@@ -146,6 +164,16 @@ def subject_derived(
       XLA at 4 times [256, 32, 32, 3]: at most 3.6 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 0.28
       times its memory more.
 
+    Use:
+      For: fine-tuning, forgetting.
+      When: Personalised diffusion models whose subject no longer poses or moves as its class does. On the subject's images
+        only, with gate and coefficient as in the formula. Weights 0.4 to 1.6.
+      Not when: The subject is of no class that the model knows. Two more passes a step are too dear. Without the gate: the loss
+        is unbounded below. No training with it was measured here.
+      Badly with: Images of the class kept for prior preservation: leave them out. Guided predictions in place of the three
+        plain ones. Half precision at the last noise levels, where the variance is tiny. Weights of ``batch_mean`` for
+        per-example values.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> subject, reference = jnp.array([[1.0], [0.2]]), jnp.array([[0.5], [0.5]])
@@ -155,8 +183,8 @@ def subject_derived(
       ([0.0, -16.0], [1.0, 0.0])
 
     References:
-      Qiao et al., FaceChain-SuDe: Building Derived Class to Inherit Category Attributes for One-shot Subject-Driven
-      Generation, CVPR 2024, arXiv 2403.06775. The formula is per example throughout; the authors' code is ``batch_mean``.
+      Qiao et al., FaceChain-SuDe: Building Derived Class to Inherit Category Attributes for One-shot Subject-Driven Generation,
+      2024, CVPR, arXiv 2403.06775. The formula is per example throughout; the authors' code is ``batch_mean``.
     """
     name = "losses.subject_derived"
     checks.boolean(name, "batch_mean", batch_mean)

@@ -33,6 +33,11 @@ def mask_area(masks: Any, *, power: Any = 0.3, eps: Any = 5e-4, axis_name: Any =
       XLA at [64, 56, 56, 20]: at most 4.4 times the FLOPs and 2.8 times the bytes of a copy of its arguments, and 0.55 times
       its memory more.
 
+    Use:
+      Part of: `explanation_mask_loss`.
+      When: Call it with other powers or weights: 1 for plain area, less for masks that are nearly 0 or 1.
+      Badly with: Masks below 0, as without a sigmoid: their power is NaN. bfloat16 near 0, where the slope is steep.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> round(float(rj.losses.mask_area(jnp.ones((1, 3, 3, 1)))), 5), round(float(rj.losses.mask_area(jnp.zeros(4))), 5)
@@ -79,6 +84,12 @@ def mask_variation(masks: Any, *, power: Any = 2.0, border_penalty: Strength = 0
       A difference and a power along two axes, and at the border, each way: some six passes over the masks.
       XLA at [64, 56, 56, 20]: at most 51 times the FLOPs and 7.2 times the bytes of a copy of its arguments, and 1.2 times its
       memory more.
+
+    Use:
+      Part of: `explanation_mask_loss`.
+      When: Call it to smooth any map: power 2 for soft slopes, 1 for flat pieces with sharp edges.
+      Badly with: Maps of another size at the same weight: it is a sum over pixels. The border penalty for objects that fill the
+        image: set it to 0.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -147,6 +158,15 @@ def explanation_mask_loss(
       network on the masked images.
       XLA at [64, 56, 56, 20]: at most 56 times the FLOPs and 9.4 times the bytes of a copy of its arguments, and 1.7 times its
       memory more.
+
+    Use:
+      For: distribution shift.
+      When: To see in one pass what a frozen classifier looks at, a background or watermark perhaps: a mask head learns it from
+        unlabelled images. On digits small masks kept the decision. Balance area against cross-entropy first.
+      Not when: A few images are to be explained: gradients or occlusion need no training. Faithfulness is not checked: a masked
+        image lies off the data. The classifier trains along: it learns to read masks.
+      Badly with: True labels in place of the network's own decisions. Masks applied before normalisation, where 0 is black and
+        not the mean. Channels of one class alone: absent classes must shrink too.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -57,6 +57,15 @@ def masked_patch_loss(
       XLA at [32, 196, 768]: at most 6.6 times the FLOPs and 2.8 times the bytes of a copy of its arguments, and 0.56 times its
       memory more.
 
+    Use:
+      For: few labels.
+      When: Pretraining of vision transformers on unlabelled images with `random_patch_mask`, three quarters hidden. On digits
+        it fills in hidden patches. ``normalize_pixels`` for features, without it for pictures.
+      Not when: Labels are plenty and compute short. Convolutions without masked tokens, which see holes. Images of few patches:
+        take small ones, and hide less. A linear probe is the aim: contrastive features are reported to do better there.
+      Badly with: Losses over visible patches too, which teach copying. `random_erasing` or `cutout` before it, whose blocks
+        become targets. Microbatches with uneven masks, unless ``per_image``.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> image = jnp.array([[1.0, 2.0], [3.0, 4.0]]).reshape(1, 2, 2, 1)

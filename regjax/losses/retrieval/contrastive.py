@@ -48,6 +48,15 @@ def info_nce(
       XLA at 2 times [256, 128]: at most 1.2 times the FLOPs and 5.1 times the bytes of the product of both sets, and 0.56 times
       its memory more.
 
+    Use:
+      For: few labels, collapsed features.
+      When: Pairs without labels: two views, image and text, query and document. The batch supplies the negatives: some hundreds
+        and more. Shards need ``axis_name`` to share them. Temperatures 0.05 to 0.2.
+      Not when: Batches are small, or hold many of one class, whose pairs are false negatives. Labels are plenty and are the
+        aim: cross-entropy.
+      Badly with: Microbatches, which cut the negatives. `mixup` of queries without keys. Batch normalisation per device, which
+        tells pairs by their statistics.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> loss = rj.losses.info_nce(jnp.eye(2), jnp.array([[0.8, 0.6], [0.6, 0.8]]), temperature=0.1)

@@ -57,6 +57,14 @@ def knn_probabilities(
       XLA at [50000, 128]: at most 1.2 times the FLOPs and 5.6 times the bytes of the product of both sets, and 1.2 times its
       memory more.
 
+    Use:
+      Part of: `interpolate_knn`, `knn_weighted_cross_entropy`, `knn_focal_cross_entropy`.
+      When: Call it for a classifier without training on frozen features, or to see whether features separate classes before a
+        head is trained.
+      Not when: Classes have fewer examples than half of k: the frequent ones outvote them.
+      Badly with: Keys of a network that has moved on. Training examples as queries without ``exclude``: each finds itself.
+        Large temperatures on centred cosines, at which all neighbours weigh alike: search down to 1e-2.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> keys, labels = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), jnp.array([0, 1, 1])
@@ -145,6 +153,15 @@ def knn_weighted_cross_entropy(
       Cross-entropy and one more pass over ``knn_probs``; none backward.
       XLA at [1024, 1000]: at most 2.8 times the FLOPs and 0.98 times the bytes of cross-entropy, and 0 times its memory more.
 
+    Use:
+      For: few labels, fine-tuning.
+      When: Fine-tuning from features frozen beforehand: examples that their neighbours contradict count for more, up to the
+        cap. Neighbours are computed once, each example left out of its own.
+      Not when: Labels are noisy: wrong ones are those that neighbours contradict, and may weigh many times the others. Features
+        say little of the classes: weights are then noise.
+      Badly with: `co_teaching` and `generalized_cross_entropy`, which trust such examples less. `focal`, a second such weight.
+        Learning rates of cross-entropy at large coefficients: the weight reaches 1 + 100 c. Missing ``exclude``.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> z, p = jnp.array([2.0, 1.0, 0.0]), jnp.array([0.25, 0.5, 0.25])
@@ -191,6 +208,15 @@ def knn_focal_cross_entropy(
       Cross-entropy and one more pass over ``knn_probs``; none backward.
       XLA at [1024, 1000]: at most 2.8 times the FLOPs and 0.98 times the bytes of cross-entropy, and 0 times its memory more.
 
+    Use:
+      For: few labels, fine-tuning.
+      When: As `knn_weighted_cross_entropy`, where most examples are easy by their neighbours and shall count less, and no
+        weight shall exceed 1.
+      Not when: Neighbours agree nearly everywhere: hardly a gradient is left, and the learning rate has to grow. Labels are
+        noisy: what remains is the wrong ones.
+      Badly with: `focal`, which weighs down the easy ones again. `co_teaching` and other choices of small losses. Missing
+        ``exclude``: every example then agrees with itself.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> z, p = jnp.array([2.0, 1.0, 0.0]), jnp.array([0.25, 0.5, 0.25])
@@ -231,6 +257,15 @@ def interpolate_knn(logits: Any, knn_probs: Any, *, coefficient: Strength = 0.1,
     Cost:
       A softmax, and one pass over ``knn_probs``.
       XLA at [1024, 1000]: at most 2 times the FLOPs and 1.4 times the bytes of a softmax, and 0 times its memory more.
+
+    Use:
+      For: few labels, long tails.
+      When: At test time, with room for the training features: few labels or a head that is weak. On few digits a chosen mix was
+        a little ahead of the network alone. Choose k, temperature and coefficient on held-out examples.
+      Not when: No held-out examples to choose by: gains are small and a bad mix loses. Training sets of millions without an
+        index. The features were trained to the same labels by heart, whose neighbours say the same.
+      Badly with: Wrong labels among the keys, which vote. `mixup`-trained features and temperatures of another network.
+        `fit_temperature` after the mix: fit the logits first.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -53,6 +53,16 @@ def superclass(vocab_size: int) -> Stateful:
       XLA at [256, 49408]: at most 2.1 times the FLOPs and 1.2 times the bytes of cross-entropy, and 0.024 times its memory
       more.
 
+    Use:
+      For: few labels.
+      When: Pretraining on images with captions without a text encoder or large batches: the words are the classes, rare ones
+        count most. In a small test the weights helped a probe of the features.
+      Not when: Word order or relations matter: it is a bag. Zero-shot by text is wanted: there is no text encoder. Few
+        captions: frequencies settle late.
+      Badly with: Captions without padding or ``mask``: padding then counts as a word. Shards without ``axis_name``, whose
+        frequencies differ. `mixup` of images, as captions are ids. Batches by topic, in which the words of the topic look
+        common at first.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> memory = rj.losses.superclass(4)
@@ -62,8 +72,8 @@ def superclass(vocab_size: int) -> Stateful:
       [1.4402, 0.4402]
 
     References:
-      Huang et al., Classification Done Right for Vision-Language Pre-Training, NeurIPS 2024, arXiv 2411.03313. As the
-      authors' code, whose padding drops out by its weight alone; the mask is an addition. The frequencies never decay.
+      Huang et al., Classification Done Right for Vision-Language Pre-Training, 2024, NeurIPS, arXiv 2411.03313. As the authors'
+      code, whose padding drops out by its weight alone; the mask is an addition. The frequencies never decay.
     """
     name = "losses.superclass"
     vocab_size = checks.integer(name, "vocab_size", vocab_size, low=1)

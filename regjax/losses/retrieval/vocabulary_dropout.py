@@ -32,6 +32,11 @@ def sample_candidates(key: Key, vocab_size: int, *, fraction: float = 0.5) -> Ar
       Sorts of V numbers: one for up to 1600, two beyond.
       XLA at [4096]: at most 260 times the FLOPs and 45 times the bytes of a copy of its results, and 5.6 times its memory more.
 
+    Use:
+      Part of: `vocabulary_dropout`.
+      When: Call it to use one subset for several losses, or across several steps.
+      Badly with: A fraction from a schedule: it sets a shape, and each new one compiles.
+
     Example:
       >>> import jax, regjax as rj
       >>> indices = rj.losses.sample_candidates(jax.random.key(0), 8)
@@ -39,7 +44,7 @@ def sample_candidates(key: Key, vocab_size: int, *, fraction: float = 0.5) -> Ar
       4
 
     References:
-      Li et al., Generalized Trajectory Scoring for End-to-end Multimodal Planning (GTRS), 2025, arXiv 2506.06664.
+      Li et al., Generalized Trajectory Scoring for End-to-end Multimodal Planning, 2025, arXiv 2506.06664.
     """
     name = "losses.sample_candidates"
     checks.key(name, key)
@@ -73,6 +78,10 @@ def take_candidates(indices: Any, candidates: PyTree, targets: PyTree) -> tuple[
       XLA at [4096, 128]: at most 0.035 times the FLOPs and 2.1 times the bytes of a copy of its results, and 0.19 times its
       memory more.
 
+    Use:
+      Part of: `vocabulary_dropout`.
+      When: Call it with positions of your own: the nearest candidates, hard negatives, or a set that always holds the best one.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> candidates, targets = rj.losses.take_candidates(jnp.array([2, 0]), jnp.arange(3.0), jnp.eye(3)[:1])
@@ -80,7 +89,7 @@ def take_candidates(indices: Any, candidates: PyTree, targets: PyTree) -> tuple[
       ([2.0, 0.0], [[0.0, 1.0]])
 
     References:
-      Li et al., Generalized Trajectory Scoring for End-to-end Multimodal Planning (GTRS), 2025, arXiv 2506.06664.
+      Li et al., Generalized Trajectory Scoring for End-to-end Multimodal Planning, 2025, arXiv 2506.06664.
     """
     name = "losses.take_candidates"
     indices = checks.integers(name, "indices", indices, ndim=1)
@@ -113,6 +122,15 @@ def vocabulary_dropout(loss_fn: Callable[..., Any], *, fraction: float = 0.5) ->
       XLA at [256, 8192]: at most 0.56 times the FLOPs and 0.76 times the bytes of the loss over all candidates, and 0 times its
       memory more.
 
+    Use:
+      For: distribution shift, compute budget.
+      When: A scorer of given candidates, trajectories or answers, that shall work for sets it never saw: each step shows half
+        of them. Saves their share of the scorer's work.
+      Not when: Each class has weights of its own, as in a softmax head: nothing carries over to new ones. Few candidates: half
+        of them lacks a good one. The set at test is the training set.
+      Badly with: Targets that are positions in the vocabulary: give what each candidate has. Another key on each device. Losses
+        that need the best candidate present. `soft_candidate_cross_entropy` with a tiny ``sigma``.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> def loss_fn(candidates, targets, params):
@@ -122,9 +140,9 @@ def vocabulary_dropout(loss_fn: Callable[..., Any], *, fraction: float = 0.5) ->
       4.0
 
     References:
-      Li et al., Generalized Trajectory Scoring for End-to-end Multimodal Planning (GTRS), 2025, arXiv 2506.06664. In the
-      authors' code the trajectory that a training step returns is read from the whole set with a subset's index; here
-      nothing but the loss's own result is returned.
+      Li et al., Generalized Trajectory Scoring for End-to-end Multimodal Planning, 2025, arXiv 2506.06664. In the authors' code
+      the trajectory that a training step returns is read from the whole set with a subset's index; here nothing but the loss's
+      own result is returned.
     """
     name = "losses.vocabulary_dropout"
     checks.function(name, "loss_fn", loss_fn)
@@ -168,6 +186,15 @@ def soft_candidate_cross_entropy(
       3 B S D FLOPs for the distances, which are neither stored by coordinate nor differentiated; a softmax of each.
       XLA at [1024, 1000]: at most 26 times the FLOPs and 2 times the bytes of cross-entropy, and 0.55 times its memory more.
 
+    Use:
+      For: few labels.
+      When: Imitation over a set of candidates with a distance: near misses share the label. Sigma sets how many: about the
+        squared distance of neighbours, summed over coordinates.
+      Not when: One candidate is right and others are no better for being near. Coordinates differ in units: scale them first.
+        Truth far from all candidates: the nearest still gets the whole label.
+      Badly with: `label_smoothing` of the scores, which gives mass to far candidates. Longer trajectories at the same sigma:
+        the distance is a sum. Angles, whose difference wraps.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> candidates, logits = jnp.array([0.0, 1.0, 3.0]), jnp.array([[1.0, 0.0, -1.0]])
@@ -175,9 +202,9 @@ def soft_candidate_cross_entropy(
       0.9076
 
     References:
-      Li et al., Generalized Trajectory Scoring for End-to-end Multimodal Planning (GTRS), 2025, arXiv 2506.06664: the
-      imitation loss of the authors' code. Beside it stand the means of binary cross-entropies of the sub-scores, with weights
-      3 (collision), 3 (drivable area), 4 (time to collision), 2 (progress), 1 (direction), 2 (lane) and 3 (lights).
+      Li et al., Generalized Trajectory Scoring for End-to-end Multimodal Planning, 2025, arXiv 2506.06664: the imitation loss
+      of the authors' code. Beside it stand the means of binary cross-entropies of the sub-scores, with weights 3 (collision), 3
+      (drivable area), 4 (time to collision), 2 (progress), 1 (direction), 2 (lane) and 3 (lights).
     """
     name = "losses.soft_candidate_cross_entropy"
     logits = checks.floating(name, "logits", logits, ndim=2)

@@ -41,6 +41,15 @@ def channel_wise_distillation(
       XLA at [8, 64, 64, 21]: at most 5.6 times the FLOPs and 2.2 times the bytes of cross-entropy, and 0.63 times its memory
       more.
 
+    Use:
+      For: compute budget.
+      When: Segmentation or detection from a larger network: where each class map is high counts, not how sure the teacher is.
+        Weight 3 beside cross-entropy, temperature 4.
+      Not when: The teacher errs as the labels do: on generated shapes a gain over cross-entropy was not shown, neither with
+        true nor with wrong masks. A better teacher, `label_assisted_teacher_loss`, did help its student.
+      Badly with: Global pooling before it: it needs pixels. Absent classes, whose maps of noise count as much as others. Crops
+        that differ between the two networks.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> student, teacher = jnp.array([0.0, 1.0, 2.0, 3.0]), jnp.array([1.0, 0.0, 0.0, 1.0])
@@ -49,9 +58,9 @@ def channel_wise_distillation(
       0.6648
 
     References:
-      Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, 2020, arXiv 2011.13256; as in the authors' code
-      of Make a Strong Teacher with Label Assistance, ECCV 2024, which adds 3 times this to the student's cross-entropy.
-      ``where`` is not theirs.
+      Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, 2020, arXiv 2011.13256; as in the authors' code of
+      Qiu et al., Make a Strong Teacher with Label Assistance: A Novel Knowledge Distillation Approach for Semantic
+      Segmentation, 2024, ECCV, which adds 3 times this to the student's cross-entropy. ``where`` is not theirs.
     """
     name = "losses.channel_wise_distillation"
     checks.number(name, "temperature", temperature, low=0.0, open_low=True)
@@ -108,6 +117,15 @@ def label_assisted_teacher_loss(
       XLA at 2 times [8, 64, 64, 21]: at most 7.4 times the FLOPs and 2.4 times the bytes of cross-entropy of each, and 0.19
       times its memory more.
 
+    Use:
+      For: noisy labels, compute budget.
+      When: To train a segmentation teacher that sees the label as a noisy extra channel of `noisy_label_channel`. On shapes
+        with wrong masks students of such a teacher did better than those of a plain one.
+      Not when: Masks are true: on generated shapes neither teacher nor student was shown to gain. The teacher shall work
+        without labels: it needs the channel. Memory for two passes is short.
+      Badly with: One draw of noise in both passes, which agree at once. Soft or mixed labels: ids are needed, for the channel
+        too. Class values that stay fixed in training, which it copies. Ignored pixels, unless ``where`` leaves them out.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> logits = jnp.zeros((1, 2, 2, 3)).at[..., 0].set(2.0)
@@ -116,9 +134,9 @@ def label_assisted_teacher_loss(
       1.8124
 
     References:
-      Make a Strong Teacher with Label Assistance: A Novel Knowledge Distillation Approach for Semantic Segmentation,
-      ECCV 2024; as the authors' code, whose divergence counts ignored pixels. Pass ``where=labels != 255`` to leave them
-      out of it too.
+      Qiu et al., Make a Strong Teacher with Label Assistance: A Novel Knowledge Distillation Approach for Semantic
+      Segmentation, 2024, ECCV; as the authors' code, whose divergence counts ignored pixels. Pass ``where=labels != 255`` to
+      leave them out of it too.
     """
     name = "losses.label_assisted_teacher_loss"
     checks.number(name, "weight", weight, low=0.0)
@@ -183,6 +201,15 @@ def dist_relation(
       A softmax of each, and four passes over the probabilities; the teacher's forward pass is the caller's.
       XLA at [8, 64, 64, 21]: at most 11 times the FLOPs and 4 times the bytes of cross-entropy, and 2.6 times its memory more.
 
+    Use:
+      For: compute budget.
+      When: The teacher is much stronger or surer than the student: correlations match order and proportion, not the scale. Also
+        for plain classifiers. Batches large enough for a correlation over rows.
+      Not when: Batches of a few rows: correlations within classes are noise. The student starts at uniform predictions, where
+        the slope is huge: clip gradients or begin with cross-entropy.
+      Badly with: `distillation` at full weight beside it, which forces the scale after all. Microbatches and shards without
+        ``axis_name``: correlations of parts. Two classes, whose rows correlate by 1 or -1.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> student = jnp.array([[2.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
@@ -191,9 +218,10 @@ def dist_relation(
       1.1656
 
     References:
-      Huang et al., Knowledge Distillation from A Stronger Teacher, 2022, arXiv 2205.10536; as in the authors' code of Make
-      a Strong Teacher with Label Assistance, ECCV 2024. Correlations of a vector that is nearly constant have a slope as
-      large as it is small: near a student's uniform predictions gradients are clipped with profit. ``where`` is not theirs.
+      Huang et al., Knowledge Distillation from A Stronger Teacher, 2022, arXiv 2205.10536; as in the authors' code of Qiu et
+      al., Make a Strong Teacher with Label Assistance: A Novel Knowledge Distillation Approach for Semantic Segmentation, 2024,
+      ECCV. Correlations of a vector that is nearly constant have a slope as large as it is small: near a student's uniform
+      predictions gradients are clipped with profit. ``where`` is not theirs.
     """
     name = "losses.dist_relation"
     checks.number(name, "beta", beta, low=0.0)

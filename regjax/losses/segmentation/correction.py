@@ -55,6 +55,15 @@ def adele_multiscale(
       XLA at [3, 8, 64, 64, 21]: at most 13 times the FLOPs and 5 times the bytes of cross-entropy, and 3.3 times its memory
       more.
 
+    Use:
+      For: noisy labels.
+      When: Segmentation with rough annotations: predictions at three scales must agree. On shapes with wrong masks this alone
+        gave most of the gain of ADELE. Sum of both parts, the scale weights learned.
+      Not when: Compute is short: the other scales cost several times the passes. Annotations are true and plenty. Objects of a
+        few pixels vanish at the small scale.
+      Badly with: Cross-entropy by itself beside it, which counts labels twice. A ``confidence`` of 0 early on, when scales
+        agree on noise. `drop_block` with another mask at each scale. Logits of other size than labels.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> scales = jnp.array([[3.0, 0.0, 0.0], [2.0, 1.0, 0.0], [1.0, 0.0, 2.0]]).reshape(3, 1, 1, 1, 3)
@@ -146,6 +155,15 @@ def adele_correct_labels(
       A few passes over the probabilities, once an epoch. Images may be sharded over devices.
       XLA at [8, 64, 64, 21]: at most 20 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0.19 times its
       memory more.
+
+    Use:
+      For: noisy labels.
+      When: Once an epoch, after `memorization_epoch` has found that a class's annotations begin to be learned by heart. On
+        shapes it added a little to `adele_multiscale` where most errors were of one kind, too large.
+      Not when: Objects are drawn too small as often as too large: on shapes labels came nearer the truth but the network went
+        away from it. The network is unsure, or its training too short for an early phase.
+      Badly with: Correcting corrected labels for many epochs: errors settle, so start from the given ones each time, as on VOC.
+        Memories by position such as `elr`. Sharpened probabilities, which all pass the threshold.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -30,6 +30,11 @@ def box_iou(boxes1: Any, boxes2: Any) -> Array:
       XLA at [8, 1000, 100]: at most 15 times the FLOPs and 0.58 times the bytes of a copy of its results, and 0 times its
       memory more.
 
+    Use:
+      Part of: `pseudo_positive_mask`.
+      When: Call it to match boxes to annotations, to suppress duplicates, or to score detections.
+      Badly with: Boxes as centre and size: it takes corners. Training by 1 - IoU alone: disjoint boxes have no gradient.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> boxes = jnp.array([[0.0, 0.0, 2.0, 2.0], [1.0, 1.0, 3.0, 3.0], [5.0, 5.0, 6.0, 6.0]])
@@ -84,6 +89,15 @@ def pseudo_positive_mask(
       XLA at [8, 1000, 4]: at most 310 times the FLOPs and 22 times the bytes of a copy of its arguments, and 11 times its
       memory more.
 
+    Use:
+      For: noisy labels, few labels.
+      When: Detection with many objects unannotated: proposals that look like objects leave the background loss. Turn it on when
+        the proposal network is sound, after about a tenth of the training.
+      Not when: Annotations are complete: it takes out the hard background. From the start, when scores are noise. One class in
+        a dense scene, where overlap with annotated boxes is common.
+      Badly with: `focal` on objectness, which shifts the scores that the threshold reads: choose it again. Proposals before
+        non-maximum suppression, which count objects many times. Resampling that refills the background from the same proposals.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> proposals = jnp.array([[0.0, 0.0, 2.0, 2.0], [1.0, 1.0, 3.0, 3.0], [0.0, 0.0, 2.0, 2.0]])
@@ -136,6 +150,15 @@ def region_consistency(features_weak: Any, features_strong: Any, weights: Any, *
       One pass over the features each way; a forward and backward pass of the network for the second view.
       XLA at 2 times [1024, 512]: at most 7.2 times the FLOPs and 2.8 times the bytes of a copy of its arguments, and 0.01 times
       its memory more.
+
+    Use:
+      For: noisy labels, few labels.
+      When: For the regions of `pseudo_positive_mask`: without a label they still teach that two views of a region look alike.
+        Needs both views in one step, boxes mapped between them.
+      Not when: Alone, or with a large weight: features of all regions become equal. Views are flipped or cropped and boxes do
+        not follow.
+      Badly with: Detached features of one view unless wanted: gradient flows to both. Features that shrink freely: without a
+        norm or labelled regions the least is 0. Strong views that hide the object.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

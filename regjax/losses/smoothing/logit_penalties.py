@@ -45,6 +45,15 @@ def spectral_decoupling(
       None beyond cross-entropy: one pass over the logits each way.
       XLA at [1024, 1000]: at most 3.9 times the FLOPs and 0.98 times the bytes of cross-entropy, and 0 times its memory more.
 
+    Use:
+      For: distribution shift, exploding logits.
+      When: Simple spurious features starve the useful ones of gradient. Instead of weight decay. Its weight has to be tuned on
+        examples without the shortcut, and started late: on coloured MNIST only the published switch to a large weight works.
+      Not when: Labels are noisy: on the digits comparison it gave no clear gain, and in a noisy coloured version it memorised
+        the noise. Many classes: each logit has only 1/K of the weight. Small logits must be calibrated afterwards.
+      Badly with: Weight decay, which it replaces. `logit_norm`, whose loss does not see the length that this one shrinks.
+        `maxsup`, the same aim twice.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> round(float(rj.losses.spectral_decoupling(jnp.array([2.0, 1.0, 0.0]), jnp.array(0), weight=0.1)), 5)
@@ -108,6 +117,15 @@ def binary_spectral_decoupling(
       None beyond the logistic loss; ``class_balanced`` adds two sums over the batch.
       XLA at 2 times [65536]: at most 1.2 times the FLOPs and 0.87 times the bytes of the logistic loss, and 0 times its memory
       more.
+
+    Use:
+      For: distribution shift, long tails.
+      When: Two classes and one logit, above all with groups that a shortcut misleads: offsets of the classes and
+        ``class_balanced`` for the worst group. Four numbers to tune, which takes validation examples of that group.
+      Not when: Batches are small and one class is rare: with ``class_balanced`` its few examples get weights of B / n, and
+        batches without one say nothing of it. There is no known shortcut.
+      Badly with: Weight decay, which it replaces. Resampling to equal classes together with ``class_balanced``, which balances
+        twice. Microbatches, whose class counts are those of a part.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

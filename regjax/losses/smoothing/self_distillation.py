@@ -45,6 +45,11 @@ def ps_kd_targets(labels: Any, previous: Any, alpha: Strength, *, axis: int = -1
       XLA at [1024, 1000]: at most 10 times the FLOPs and 2 times the bytes of a copy of its arguments, and 0.01 times its
       memory more.
 
+    Use:
+      Part of: `ps_kd`.
+      When: Call it with predictions that you keep yourself, such as those of an `ema` of the weights, or of a memory on the
+        host, with `ps_kd_alpha` for the share.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> targets = rj.losses.ps_kd_targets(jnp.array(0), jnp.array([0.2, 0.5, 0.3]), 0.4)
@@ -108,6 +113,15 @@ def ps_kd(
       ``jax.jit(memory.init, out_shardings=...)()``. No further forward pass. XLA counts the whole memory, here of 50,000
       rows, as read and written, of which a step touches B rows.
       XLA at [1024, 1000]: at most 9.4 times the FLOPs and 21 times the bytes of cross-entropy, and 1.7 times its memory more.
+
+    Use:
+      For: few labels, noisy labels.
+      When: Many epochs over one set of fixed indices, when a teacher's second forward pass is too dear: it costs memory alone.
+        Gains come late, as the share of old predictions grows: give ``total_epochs`` the true length.
+      Not when: Few passes over the data, or streams. Calibration is the aim: on clean digits it changed nothing. Under wrong
+        labels it gained little, since by the end it teaches what was memorised: `elr` holds to what was learned early.
+      Badly with: `mixup` and `cutmix`, which store the prediction for a mixture as that of one example. Positions dealt anew in
+        each epoch, repeated positions in a batch. `label_smoothing`, which softens the same targets. `elr`, a second memory.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

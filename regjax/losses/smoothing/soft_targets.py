@@ -44,6 +44,16 @@ def label_smoothing(
       None beyond cross-entropy: one pass over the logits each way.
       XLA at [1024, 1000]: at most 3.3 times the FLOPs and 0.98 times the bytes of cross-entropy, and 0 times its memory more.
 
+    Use:
+      For: few labels, noisy labels, exploding logits.
+      When: Classifiers of few or wrong labels where the ranking of classes counts more than the probabilities. On few clean
+        digits 0.1 raised accuracy. Against random wrong labels 0.1 did nothing, 0.6 to 0.9 much.
+      Not when: Probabilities are used as they come: on digits it made them far too unsure, until `fit_temperature`. The model
+        shall teach others, or its features shall transfer to finer classes. Wrong labels are of confused pairs: it helped
+        little.
+      Badly with: `maxsup` and `confidence_penalty`, which push down the same confidence twice. `nkd` or `distillation` from a
+        smoothed teacher, whose small probabilities say less. `logit_norm`, which bounds confidence already.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> round(float(rj.losses.label_smoothing(jnp.array([2.0, 1.0, 0.0]), jnp.array(0), alpha=0.1)), 5)
@@ -96,6 +106,12 @@ def max_suppression(logits: Any, *, axis: int = -1, where: Any = None) -> Array:
       One pass over the logits.
       XLA at [1024, 1000]: at most 2.2 times the FLOPs and 0.62 times the bytes of cross-entropy, and 0 times its memory more.
 
+    Use:
+      Part of: `maxsup`.
+      When: Call it to add the penalty to another loss, such as `logit_adjusted`, to unlabelled examples, or to report how far
+        the top logit leads.
+      Badly with: A negative weight, which is unbounded below.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> float(rj.losses.max_suppression(jnp.array([2.0, 1.0, 0.0])))
@@ -134,6 +150,17 @@ def maxsup(logits: Any, labels: Any, *, weight: Strength = 0.1, axis: int = -1, 
     Cost:
       None beyond cross-entropy: one pass over the logits each way.
       XLA at [1024, 1000]: at most 5 times the FLOPs and 1.1 times the bytes of cross-entropy, and 0 times its memory more.
+
+    Use:
+      For: few labels, exploding logits.
+      When: In place of `label_smoothing` where the model errs on many training examples, as on large data early on: there it
+        pushes down the top logit and never the label. Where training predictions are right the two are equal: no difference was
+        shown on clean digits.
+      Not when: Labels are wrong: once they are learned by heart it treats them as right, and it memorised far more of them than
+        `label_smoothing` on digits. Its probabilities need `fit_temperature` as well. Weights of 1.5 and more, at which
+        training on digits broke down.
+      Badly with: `label_smoothing`, the same pull on right predictions. `spectral_decoupling` and `logit_norm`, which bound the
+        same logits. Weak augmentation that leaves nothing wrong, where its only difference is gone.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

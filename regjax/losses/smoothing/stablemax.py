@@ -33,6 +33,12 @@ def log_stablemax(logits: Any, *, axis: int = -1, where: Any = None) -> Array:
       magnitude up to 1e37.
       XLA at [1024, 1000]: at most 7.8 times the FLOPs and 1.3 times the bytes of a log-softmax, and 0.01 times its memory more.
 
+    Use:
+      Part of: `stablemax_cross_entropy`.
+      When: Call it for log-likelihoods, or to build another loss, such as a divergence, on these probabilities.
+      Badly with: Differences of two log-probabilities of a class that leads by more than 2^24: there the loss itself keeps
+        digits that this rounds away.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> [round(float(x), 4) for x in rj.losses.log_stablemax(jnp.array([2.0, 1.0, 0.0]))]
@@ -70,6 +76,12 @@ def stablemax(logits: Any, *, axis: int = -1, where: Any = None) -> Array:
       That of a softmax, without a maximum or an exponential.
       XLA at [1024, 1000]: at most 5.5 times the FLOPs and 1.2 times the bytes of a softmax, and 0 times its memory more.
 
+    Use:
+      Part of: `stablemax_cross_entropy`.
+      When: Call it for the probabilities of a model trained with that loss, at test time and for calibration: softmax of the
+        same logits would be far too sure.
+      Badly with: Models trained with softmax, whose logits mean something else here, and change with a constant added to all.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> [round(float(x), 4) for x in rj.losses.stablemax(jnp.array([1.0, -1.0, 0.0]))]
@@ -92,7 +104,7 @@ def stablemax_cross_entropy(logits: Any, labels: Any, *, axis: int = -1, where: 
 
       Under softmax a logit that leads by 17 absorbs the others in float32: the loss and the gradient of the right class
       are exactly 0, and training ends before it generalises. Here the loss of a class id keeps its digits however small it
-      is. At test time nothing changes: the order of the classes is that of the logits.
+      is. The order of the classes is that of the logits; their probabilities are those of `stablemax`, not of the softmax.
 
     Args:
       logits: float ``[..., K]``, classes on ``axis``.
@@ -110,6 +122,17 @@ def stablemax_cross_entropy(logits: Any, labels: Any, *, axis: int = -1, where: 
       That of cross-entropy, without its exponentials: one pass over the logits each way. Probability labels cost one
       logarithm for each logit. Exact in float32 for logits of magnitude up to 1e18.
       XLA at [1024, 1000]: at most 8 times the FLOPs and 0.74 times the bytes of cross-entropy, and 0 times its memory more.
+
+    Use:
+      For: delayed generalisation, unstable training.
+      When: Small algorithmic data trained long after it is fitted, in float32 and without weight decay, where
+        `softmax_collapse` shows that softmax losses round to 0. `orthogonal_gradient` treats the cause, this the symptom, and
+        they go together.
+      Not when: Training ends before losses reach rounding error. Probabilities count: confidence grows as a power of the
+        logits, so sure predictions need huge ones. On the digits comparison it gained a little.
+      Badly with: `fit_temperature`, `distillation` and other softmax tools on its logits: use `stablemax` for probabilities.
+        Terms that hold logits small, `spectral_decoupling` or strong weight decay. Low temperatures on cosines: it is not
+        invariant to shifts.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

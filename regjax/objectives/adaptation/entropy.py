@@ -59,6 +59,15 @@ def tent_loss(logits: Any, *, axis: int = -1, where: Any = None, mask: Any = Non
       A softmax. Adapting costs a backward pass for each test batch.
       XLA at [1024, 1000]: at most 6.9 times the FLOPs and 1.6 times the bytes of cross-entropy, and 0.69 times its memory more.
 
+    Use:
+      For: distribution shift.
+      When: A trained network meets shifted, unlabelled test batches: train scale and bias of its normalisation layers on this
+        alone. On a stream of noisy digits it beat the source network. Batches should mix the classes.
+      Not when: Batches are single examples or of one class, or the source is wrong on most: entropy then sharpens errors. New
+        classes appear. The stream is long or returns to clean data: `eata`.
+      Badly with: BatchNorm by stored averages: use the batch's. Training all weights in place of those of `norm_affine_mask`.
+        Calibration, as confidence only rises. `dropout` on while adapting.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> round(float(rj.objectives.tent_loss(jnp.array([[4.0, 0.0, 0.0], [1.0, 0.0, 0.0]]))), 6)
@@ -127,6 +136,10 @@ def eata_loss(
     Cost:
       A softmax and one pass over the anchored parameters. The backward pass is of the whole batch: shapes are fixed.
       XLA at [1024, 1000]: at most 9.1 times the FLOPs and 2.4 times the bytes of cross-entropy, and 0.69 times its memory more.
+
+    Use:
+      Part of: `eata`.
+      When: Call it where you keep the mean prediction yourself, or for other axes and classes.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -210,6 +223,15 @@ def eata(
     Cost:
       That of `eata_loss`; a memory of K numbers and twice the anchored parameters.
       XLA at [1024, 1000]: at most 9.1 times the FLOPs and 2.4 times the bytes of cross-entropy, and 0.69 times its memory more.
+
+    Use:
+      For: distribution shift, forgetting.
+      When: As `tent_loss`, for longer streams: it leaves unsure and repeated examples out and anchors the weights. It was ahead
+        of Tent on a stream of noisy digits. Raise diversity_margin where classes are few.
+      Not when: No data of the source are left for `fisher_importance`, unless fisher_weight=0. The shift is so strong that
+        hardly any example is sure: nothing is selected. Batches are tiny, as for Tent.
+      Badly with: Momentum where nothing was selected: leave the step out. The ImageNet values of fisher_weight and margins on
+        small tasks. BatchNorm by stored averages. Weight decay besides the anchor.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, regjax as rj

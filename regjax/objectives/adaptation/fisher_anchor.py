@@ -59,6 +59,13 @@ def fisher_importance(
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.7 times the bytes of a forward and
       backward pass, and 0.27 times its memory more.
 
+    Use:
+      Part of: `eata`.
+      When: Call it once on data of the source, with the model's own predictions as labels for `eata`, in the mode used at test.
+        Batches of one example give the true diagonal.
+      Badly with: Large batches where the scale matters: squares of batch means shrink with the batch. Labels learnt by heart,
+        at which gradients and importance are near 0.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> fisher = rj.objectives.fisher_importance(lambda w, x: jnp.mean(w * x), jnp.float32(2.0), jnp.array([[1.0], [3.0]]))
@@ -119,6 +126,12 @@ def norm_affine_mask(params: PyTree) -> PyTree:
 
     Cost:
       None at run time: the rule reads names.
+
+    Use:
+      Part of: `tent_loss`, `eata`.
+      When: Call it for any optimiser or where= that is to touch normalisation layers alone, or all but them.
+      Not when: Names tell nothing of what a layer is: look at the mask once before you trust it.
+      Badly with: ``optax.masked`` alone, which passes the other gradients on unchanged.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

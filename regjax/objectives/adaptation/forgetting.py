@@ -36,6 +36,15 @@ def bounded_forgetting(loss_forget: Any, *, bound: Strength, has_aux: bool = Fal
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.2 times the bytes of a plain training
       step, and 0 times its memory more.
 
+    Use:
+      For: unlearning, forgetting.
+      When: Classes or examples are to be forgotten by fine-tuning, beside the ordinary loss of kept ones. It forgot two digits
+        wholly and kept the others, in adapters or all weights, where plain gradient ascent found no rate that does both.
+      Not when: No kept data are at hand: the loss alone destroys the rest. The bound lies below the loss of a uniform guess, ln
+        K, so that it stops too early.
+      Badly with: `group_lasso` on adapters from the first step, which zeroes them before anything is forgotten, as a sure
+        network's gradient is tiny: warm up first. Momentum, which carries on past the bound.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> float(rj.objectives.bounded_forgetting(jnp.float32(3.0), bound=10.0))

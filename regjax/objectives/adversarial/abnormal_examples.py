@@ -61,6 +61,12 @@ def aaer_loss(
       One pass over the logits each way.
       XLA at [1024, 1000]: at most 5.5 times the FLOPs and 2.1 times the bytes of cross-entropy, and 1.1 times its memory more.
 
+    Use:
+      Part of: `aaer`.
+      When: Call it with the logits before and after an attack step of your own.
+      Badly with: Clean logits in place of those at the random start. Batches of abnormal examples alone, where it is switched
+        off.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> before, after = jnp.zeros((2, 2)), jnp.array([[2.0, 0.0], [0.0, 1.0]])
@@ -68,7 +74,8 @@ def aaer_loss(
       3.6779
 
     References:
-      Lin et al., Eliminating Catastrophic Overfitting Via Abnormal Adversarial Examples Regularization, 2023, arXiv 2404.08154.
+      Lin et al., Eliminating Catastrophic Overfitting Via Abnormal Adversarial Examples Regularization, 2023, NeurIPS,
+      arXiv 2404.08154.
       In the authors' code both cross-entropies of the second term are detached, so that it changes the value and not the
       gradient; and with abnormal examples only the penalty is off.
     """
@@ -151,6 +158,15 @@ def aaer(
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.9 times the FLOPs and 1.8 times the bytes of a plain training
       step, and 0.01 times its memory more.
 
+    Use:
+      For: adversarial inputs.
+      When: Single-step training from a random start overfits to itself and no pass more is affordable. Its info counts abnormal
+        examples, which is a free alarm.
+      Not when: The start is what helps: in the adversarial study a gain over 'fgsm_rs' was not shown and abnormal examples
+        stayed, while 'n_fgsm' did better. Radii other than the published ones: the weights must be tuned to each.
+      Badly with: Another loss than cross-entropy, which is built in. `elle` for the same end. Tiny batches, where the share of
+        abnormal examples is noise. Dropout that differs between the two passes.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> loss_fn = rj.objectives.aaer(lambda w, x: x @ w, epsilon=0.1, with_info=True)
@@ -160,7 +176,8 @@ def aaer(
       0.0
 
     References:
-      Lin et al., Eliminating Catastrophic Overfitting Via Abnormal Adversarial Examples Regularization, 2023, arXiv 2404.08154;
+      Lin et al., Eliminating Catastrophic Overfitting Via Abnormal Adversarial Examples Regularization, 2023, NeurIPS,
+      arXiv 2404.08154;
       `aaer_loss` says what their code does.
     """
     name = "objectives.aaer"

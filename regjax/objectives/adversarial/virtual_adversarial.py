@@ -44,6 +44,15 @@ def vat(
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 3.4 times the FLOPs and 3 times the bytes of a plain training
       step, and 0.13 times its memory more.
 
+    Use:
+      For: few labels, adversarial inputs, noisy labels.
+      When: Unlabelled inputs are at hand, or labels are few or wrong: it needs none. On noisy digits it raised accuracy much,
+        at a radius between the extremes, though most wrong labels were still learnt by heart.
+      Not when: Inputs are discrete: use it on embeddings. The decision must change within the radius, as among nearly equal
+        classes. Robustness to the worst case is wanted: `adversarial`.
+      Badly with: BatchNorm by batch statistics, where a neighbour moves all predictions. Dropout keys that differ between
+        passes. `jacobian_penalty` or `adversarial` as well, which smooth the same neighbourhoods. xi of 1e-6 in float32.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> smoothness = rj.objectives.vat(lambda w, x: x @ w, epsilon=0.5)

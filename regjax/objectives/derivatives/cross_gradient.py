@@ -49,6 +49,15 @@ def cross_gradient(
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.9 times the FLOPs and 1.7 times the bytes of a plain training
       step, and 0.17 times its memory more.
 
+    Use:
+      For: unstable training.
+      When: The likelihood is a sum of log-concave parts (mixtures, `checkered` regression) and plain descent stays at a saddle,
+        as at zero weights. You can say how the parts should share, or have a reference point.
+      Not when: The parts are not log-concave in the parameters, as in deep networks: the bound is void. A monotone loss is
+        expected: it may rise on the way, and the guarantee is for the average.
+      Badly with: Line searches, and `sam`, whose step is then not up the value: its gradient is another function's. Adaptive
+        optimisers, if the bound on steps D / (B sqrt t) is to hold.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> both = lambda z: jax.nn.log_sigmoid(jnp.stack([z, -z])).sum(-1)  # the smooth XNOR of z[0] and z[1]
@@ -58,8 +67,8 @@ def cross_gradient(
       (0.6931, [-0.4, -0.4])
 
     References:
-      Mastane Achab, Sum-log-concave optimisation, cross-gradient descent and checkered regression, 2023, arXiv 2309.15298,
-      definition 1 and theorem 4.2. There is no code.
+      Achab, Sum-log-concave optimisation, cross-gradient descent and checkered regression, 2023, arXiv 2309.15298, definition 1
+      and theorem 4.2. There is no code.
     """
     name = "objectives.cross_gradient"
     checks.function(name, "log_components_fn", log_components_fn)

@@ -73,6 +73,15 @@ def gradient_penalty(
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 2.3 times the FLOPs and 2.4 times the bytes of a plain training
       step, and 0.089 times its memory more.
 
+    Use:
+      For: sharp minima.
+      When: Training on the full batch or very large ones, which lack the implicit penalty of small-batch SGD. Give it to
+        `full_batch_gradient` as the transform, with a coefficient that follows the learning rate.
+      Not when: Batches are small, as SGD has the term already: on the digits it did not help. 'exact' on a large model:
+        differences cost less memory.
+      Badly with: `sam` and `gradient_norm_penalty`, which penalise the same gradient. bfloat16 weights, in which the difference
+        is rounded off. BatchNorm averages from the offset pass. A scheduled learning rate beside a constant coefficient.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> loss_fn = lambda w: (w[0] ** 2 + 4 * w[1] ** 2) / 2
@@ -170,6 +179,14 @@ def full_batch_gradient(
       Exactly the N passes; the memory of one, and one float32 copy of the gradient. XLA counts the body of the loop once.
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 1.5 times the bytes of a forward and
       backward pass, and 0.27 times its memory more.
+
+    Use:
+      For: compute budget, unstable training.
+      When: A batch, or the whole set, is larger than memory and one exact gradient is wanted: for full-batch training,
+        large-batch studies, or a reference gradient for a diagnostic.
+      Not when: The batch fits, or it comes in several loader batches: ``optax.MultiSteps`` then adds them up.
+      Badly with: Set losses (`coral`, `info_nce`) and BatchNorm, which see a block and not the batch. `mixup` inside the loss,
+        which mixes within blocks. One key for all blocks. Blocks of unequal size, of which it takes the plain mean.
 
     Example:
       >>> import functools, jax.numpy as jnp, regjax as rj

@@ -47,6 +47,15 @@ def dass_objective(weights_loss: Callable[..., Any], arch_loss: Callable[..., An
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.9 times the FLOPs and 2.8 times the bytes of a forward and
       backward pass, and 0.83 times its memory more.
 
+    Use:
+      For: sparsity budget.
+      When: An architecture is to be chosen for a sparse network, by differentiable search with `SparseLinear` and `SparseConv`
+        among the operations, in place of pruning the dense network's best.
+      Not when: The architecture is fixed: `prune` it. Weights, scores and architecture would learn together from the start: on
+        the digits sparse operations then lagged behind and were not chosen. Keep the published stages.
+      Badly with: Validation batches that also train the weights. `prune` on the same weights, a second mask over that of the
+        scores.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> loss = lambda w, alpha, target: jnp.sum((jax.nn.softmax(alpha) * w - target) ** 2)
@@ -58,7 +67,7 @@ def dass_objective(weights_loss: Callable[..., Any], arch_loss: Callable[..., An
 
     References:
       Mousavi et al., DASS: Differentiable Architecture Search for Sparse Neural Networks, 2022, arXiv 2207.06968 (the number is
-      from memory), of which only the abstract was at hand: losses and stages are reconstructed. Liu et al., DARTS:
+      unverified), of which only the abstract was at hand: losses and stages are reconstructed. Liu et al., DARTS:
       Differentiable Architecture Search, 2019, arXiv 1806.09055 (first order).
     """
     name = "objectives.dass_objective"

@@ -44,6 +44,12 @@ def lasso_predictor(features: Any, targets: Any, *, relative_strength: Strength,
       XLA at [512, 64]: at most 430 times the FLOPs and 7 times the bytes of a copy of its arguments, and 0.62 times its memory
       more.
 
+    Use:
+      Part of: `sparse_bilevel`.
+      When: Call it for regression tasks, or wherever a lasso is to be a differentiable layer. Standardise the features.
+      Badly with: Duplicated features, whose system is nearly singular. A relative strength near 1, at which all weights and
+        gradients are 0.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> features, targets = 2**0.5 * jnp.eye(2), 2**0.5 * jnp.array([2.0, 0.5])
@@ -105,6 +111,11 @@ def group_lasso_predictor(
       XLA at [128, 32]: at most 4,000 times the FLOPs and 180 times the bytes of a copy of its arguments, and 28 times its
       memory more.
 
+    Use:
+      Part of: `sparse_bilevel`.
+      When: Call it for classification with more examples than features: its solve is by features times classes.
+      Not when: Features are hundreds and examples few: `group_svm_predictor`.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> features = jnp.array([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.1], [-1.0, -0.1]])
@@ -113,9 +124,9 @@ def group_lasso_predictor(
       (True, [0.0, 0.0])
 
     References:
-      Lachapelle et al., Synergies between Disentanglement and Sparsity, 2022, arXiv 2211.14666. The strength is that of the
-      authors' code, where it may be the exponential of its parameter; all weights are 0 not at 1 but from
-      :math:`4 \max_j \|z_j^T (Y - 1/K)\| / \max_j \|z_j^T Y\|` on.
+      Lachapelle et al., Synergies between Disentanglement and Sparsity: Generalization and Identifiability in Multi-Task
+      Learning, 2022, arXiv 2211.14666. The strength is that of the authors' code, where it may be the exponential of its
+      parameter; all weights are 0 not at 1 but from :math:`4 \max_j \|z_j^T (Y - 1/K)\| / \max_j \|z_j^T Y\|` on.
     """
     name = "objectives.group_lasso_predictor"
     z, one_hot = _classified(name, features, labels, num_classes)
@@ -188,6 +199,11 @@ def group_svm_predictor(
       XLA at [25, 256]: at most 3,900 times the FLOPs and 140 times the bytes of a copy of its arguments, and 31 times its
       memory more.
 
+    Use:
+      Part of: `sparse_bilevel`.
+      When: Call it for few-shot classification: its solve is by examples times classes, however wide the features.
+      Not when: Examples are many: `group_lasso_predictor`. Probabilities are wanted: its outputs are margins.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> features = jnp.array([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.1], [-1.0, -0.1]])
@@ -196,9 +212,10 @@ def group_svm_predictor(
       (True, [0.0, 0.0])
 
     References:
-      Lachapelle et al., Synergies between Disentanglement and Sparsity, 2022, arXiv 2211.14666, on the machine of Lee et al.,
-      Meta-Learning with Differentiable Convex Optimization, 2019, arXiv 1904.03758, whose code adds the identity to the
-      matrix of the dual. Where that enters with a threshold is reconstructed here, and so is the relative strength.
+      Lachapelle et al., Synergies between Disentanglement and Sparsity: Generalization and Identifiability in Multi-Task
+      Learning, 2022, arXiv 2211.14666, on the machine of Lee et al., Meta-Learning with Differentiable Convex Optimization,
+      2019, arXiv 1904.03758, whose code adds the identity to the matrix of the dual. Where that enters with a threshold is
+      reconstructed here, and so is the relative strength.
     """
     name = "objectives.group_svm_predictor"
     z, one_hot = _classified(name, features, labels, num_classes)
@@ -280,6 +297,15 @@ def sparse_bilevel(
       a predictor once.
       XLA at [32, 64, 256]: at most 1.3 times the FLOPs and 1.8 times the bytes of the encoder's forward and backward pass, and
       0.13 times its memory more.
+
+    Use:
+      For: few labels.
+      When: Many small tasks share a representation and each depends on few of its factors. Sparse predictors found the latents
+        of a linear mixture, which dense ones did not. Features need one scale, as by BatchNorm over tasks.
+      Not when: There is one task, or all tasks use all factors: sparsity then tells nothing about axes. Features are hundreds
+        wide: the inner solve grows with them.
+      Badly with: Features of unlike scales, of which the larger are penalised less. Dense predictors on the same features,
+        which are content with any rotation. `gradient_penalty` by 'exact': group predictors have first derivatives only.
 
     Example:
       >>> import functools, jax.numpy as jnp, regjax as rj

@@ -42,6 +42,13 @@ def gaussian_kl_profiled(params: PyTree, sigma: Any, *, prior_mean: PyTree = Non
       XLA at 16 times [512, 512]: at most 5 times the FLOPs and 2 times the bytes of a copy of its arguments, and 0.01 times its
       memory more.
 
+    Use:
+      Part of: `data_emphasized_elbo`.
+      When: Call it once for each group with a variance of its own: the backbone around pretrained weights, the head around 0,
+        and add.
+      Badly with: Weights that start near the prior's mean with a small sigma: the strength profiled from them is so large that
+        they may stay there.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> kl = rj.objectives.gaussian_kl_profiled
@@ -90,6 +97,10 @@ def implied_l2_strength(params: PyTree, sigma: Any, *, num_examples: Any, kappa:
       XLA at 16 times [512, 512]: at most 2.3 times the FLOPs and 0.56 times the bytes of a copy of its arguments, and 0.01
       times its memory more.
 
+    Use:
+      Part of: `data_emphasized_elbo`.
+      When: Call it after training, to report the strength found or to train a plain model with it.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> round(float(rj.objectives.implied_l2_strength(jnp.ones(2), 1.0, num_examples=100, kappa=0.02)), 4)
@@ -128,6 +139,15 @@ def data_emphasized_elbo(nll: Any, kl: Any, *, num_examples: Any, kappa: Strengt
 
     Cost:
       None.
+
+    Use:
+      For: compute budget, few labels, fine-tuning.
+      When: The strength of a decay, or of the pull to pretrained weights, is to be learnt in one run without validation data.
+        On a noisy linear probe of digits it was as good as the best of a grid, where kappa=1 underfits.
+      Not when: Honest posterior uncertainty is the aim: emphasising the data makes the posterior too narrow. What is to be
+        tuned is no normal prior (dropout, augmentation): `self_tuning`.
+      Badly with: `weights.l2`, `l2_sp` or decay in the optimiser, which count the prior twice. The batch's size in place of the
+        set's. bfloat16 weights, which round a sigma of 1e-4 off. A sum of losses in place of the mean.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -171,6 +191,10 @@ def apply_sample_posterior(params: PyTree, raw_sigma: Any, noise: PyTree) -> PyT
       XLA at 24 times [512, 512]: at most 3 times the FLOPs and 0.74 times the bytes of a copy of its arguments, and 0 times its
       memory more.
 
+    Use:
+      Part of: `sample_posterior`.
+      When: Call it with given noise: for the same draw in two passes, or an antithetic pair.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> w = rj.objectives.apply_sample_posterior(jnp.ones(2), 0.0, jnp.array([0.0, 1.0]))
@@ -211,6 +235,11 @@ def sample_posterior(key: Key, params: PyTree, raw_sigma: Any) -> PyTree:
       One normal number and one pass for each parameter; no extra pass of the model.
       XLA at 16 times [512, 512]: at most 56 times the FLOPs and 4.7 times the bytes of a copy of its arguments, and 0.35 times
       its memory more.
+
+    Use:
+      Part of: `data_emphasized_elbo`.
+      When: Call it once a step, before the forward pass. At test use the means, or average predictions over draws.
+      Badly with: BatchNorm averages among the parameters, which are not to be perturbed. Weights in bfloat16.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

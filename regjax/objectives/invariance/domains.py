@@ -54,6 +54,15 @@ def irm_penalty(
       A softmax, and O(B E) with ``domains``. The positions of the halves are gathered from a sharded batch.
       XLA at [1024, 1000]: at most 7.2 times the FLOPs and 1.5 times the bytes of cross-entropy, and 0.55 times its memory more.
 
+    Use:
+      For: distribution shift.
+      When: A cue goes with the label in all training domains but to different degrees, as colour does on coloured digits. Needs
+        domain ids and a batch of each. Start weak and raise the weight once features are learnt.
+      Not when: Domains differ in their inputs alone while the cue is equally good in all: nothing tells it apart. The network
+        can fit every label: at zero loss the penalty is 0 whatever the features.
+      Badly with: Adam's state of before the switch: make it new. `label_smoothing` or `logit_norm`, which set the scale of
+        logits that it judges. `mixup` across domains. With split, the penalty as a report: it may be negative.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> logits, labels = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.array([0, 0])
@@ -61,8 +70,9 @@ def irm_penalty(
       -0.1743
 
     References:
-      Arjovsky et al., Invariant Risk Minimization, 2019, arXiv 1907.02893, as in DomainBed (Gulrajani and Lopez-Paz, 2021,
-      arXiv 2007.01434): weight 1 before step 500, then 100, with Adam's state made new at the switch.
+      Arjovsky et al., Invariant Risk Minimization, 2019, arXiv 1907.02893, as in DomainBed (Gulrajani and Lopez-Paz, In Search
+      of Lost Domain Generalization, 2021, arXiv 2007.01434): weight 1 before step 500, then 100, with Adam's state made new at
+      the switch.
     """
     name = "objectives.irm_penalty"
     checks.boolean(name, "split", split)
@@ -115,6 +125,15 @@ def vrex_penalty(
       XLA at 2 times [1024]: at most 31 times the FLOPs and 9.3 times the bytes of a copy of its arguments, and 2.3 times its
       memory more.
 
+    Use:
+      For: distribution shift.
+      When: Training domains differ in how hard they are for the wrong reasons, and a test domain may lie beyond them: equal
+        losses are asked for. The cheapest of the domain penalties, for any loss.
+      Not when: Domains differ in label noise or difficulty by nature: the easy ones are then made worse to match. Every domain
+        is fitted to zero loss, where the variance is 0.
+      Badly with: Batches with few examples of a domain, whose mean's noise is penalised. Samplers that give domains their own
+        weights in the loss. `irm_penalty` at full weight besides. Adam's old moments when the weight jumps.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> float(rj.objectives.vrex_penalty(jnp.array([1.0, 2.0, 3.0, 6.0])))
@@ -124,7 +143,8 @@ def vrex_penalty(
 
     References:
       Krueger et al., Out-of-Distribution Generalization via Risk Extrapolation, 2021, arXiv 2003.00688, as in DomainBed
-      (Gulrajani and Lopez-Paz, 2021, arXiv 2007.01434): weight 1 before step 500, then 10.
+      (Gulrajani and Lopez-Paz, In Search of Lost Domain Generalization, 2021, arXiv 2007.01434): weight 1 before step 500, then
+      10.
     """
     name = "objectives.vrex_penalty"
     losses = checks.floating(name, "domain_losses", domain_losses, min_ndim=1)
@@ -180,6 +200,15 @@ def fishr(num_domains: int, *, ema: Strength = 0.95) -> Stateful:
       Three products ``[E K, B] x [B, D]`` of closed-form gradients, none of which is kept per example; 4 E K D bytes of memory.
       XLA at [1024, 512]: at most 16 times the FLOPs and 14 times the bytes of the loss of the head and its gradient, and 4.2
       times its memory more.
+
+    Use:
+      For: distribution shift.
+      When: Training data come from several named domains and the test from another. It compares the gradients' variances at a
+        linear head in closed form, so only features and logits are needed. Switch it on after a plain start.
+      Not when: There is one domain or domains are unknown. Batches hold a handful of each domain: variances are noise, and the
+        memory helps only partly.
+      Badly with: A head that is not linear with cross-entropy. `mixup` across domains. `label_smoothing` in the task's loss,
+        unless the smoothed labels are given here too. Adam's old moments when a large weight is switched on.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -34,6 +34,10 @@ def equivariance_penalty(weight: Any, projector: Any) -> Array:
       XLA at [1024, 512]: at most 8.8 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 0.01 times its
       memory more.
 
+    Use:
+      Part of: `equivariance_penalties`.
+      When: Call it for a single weight, or a strength for each layer.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> swap = jnp.array([[[0.0, 1.0], [1.0, 0.0]]])
@@ -74,6 +78,10 @@ def equivariance_penalties(params: PyTree, projectors: Mapping[str, Mapping[str,
       XLA at [1024, 512]: at most 8.9 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 0.01 times its
       memory more.
 
+    Use:
+      Part of: `soft_equivariance`, `adjust_strengths`.
+      When: Call it to watch which symmetries the weights keep, and to hand them to `adjust_strengths`.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> swap = jnp.array([[[0.0, 1.0], [1.0, 0.0]]])
@@ -111,6 +119,16 @@ def soft_equivariance(params: PyTree, projectors: Mapping[str, Mapping[str, Any]
       4 N r FLOPs for each basis, and as many in the backward pass; no pass of the model.
       XLA at [1024, 512]: at most 8.9 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 0.01 times its
       memory more.
+
+    Use:
+      For: few labels, distribution shift.
+      When: Data have symmetries that may hold only in part, and you can write their generators. It ranked a true and a false
+        symmetry rightly from two dozen points and lowered the error. Use `adjust_strengths` after a quarter of training.
+      Not when: The symmetry is exact and known: build it into the layers, or augment. Layers are so wide that their bases do
+        not fit: they have a row for every weight.
+      Badly with: Activations and normalisations that do not commute with the group, as equivariant weights then make no
+        equivariant model. Biases without a basis, which stay free. Reparameterised weights (`weight_norm`), whose parts are not
+        W.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -152,6 +170,13 @@ def adjust_strengths(strengths: Any, penalties: Any, *, power: float = 2.0) -> A
 
     Cost:
       None.
+
+    Use:
+      Part of: `soft_equivariance`.
+      When: Call it once, after about a quarter of training with equal strengths, with penalties of a good epoch.
+      Not when: Groups have bases of unlike size, as a larger group leaves a larger rest by chance: the one with the least rest
+        wins.
+      Badly with: Calls at every step: strengths of all but one group fall to 0.
 
     Example:
       >>> import regjax as rj

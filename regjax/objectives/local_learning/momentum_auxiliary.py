@@ -73,6 +73,15 @@ def momentum_auxiliary(*, decay: Strength = 0.995) -> MomentumAuxiliary:
       XLA at [1024, 512]: at most 1.7 times the FLOPs and 1.6 times the bytes of the gradient of a layer's local loss, and 0.28
       times its memory more.
 
+    Use:
+      For: compute budget.
+      When: Activations of end-to-end training do not fit: blocks train one after another, and an average of the next block's
+        first layer tells a block what is needed later. Deep convolutional networks cut into a few blocks.
+      Not when: Memory suffices: end-to-end training is simpler, and ``jax.checkpoint`` saves activations without another
+        objective. Blocks are so many that each is a layer or two.
+      Badly with: `sam`, `jacobian_penalty` and what differentiates the whole network. Skip connections across blocks without
+        ``stop_gradient``. Neighbours whose first layer changes its shape. Averages of BatchNorm, which are not followed.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> man = rj.objectives.momentum_auxiliary(decay=0.9)
@@ -184,6 +193,11 @@ def local_loss_weights(
     Cost:
       None.
 
+    Use:
+      Part of: `momentum_auxiliary`.
+      When: Call it for the weights of `momentum_auxiliary` by depth: reconstruction counts early. The defaults are for
+        ResNet-32.
+
     Example:
       >>> import regjax as rj
       >>> rj.objectives.local_loss_weights(1, 4)
@@ -191,7 +205,8 @@ def local_loss_weights(
 
     References:
       Wang et al., Revisiting Locally Supervised Learning: an Alternative to End-to-end Training, 2021, arXiv 2101.10832, as in
-      the commands of Su et al., 2024, arXiv 2407.05623, for ResNet-32, where the last block with a local loss has weight 0.
+      the commands of Su et al., Momentum Auxiliary Network for Supervised Local Learning, 2024, arXiv 2407.05623, for
+      ResNet-32, where the last block with a local loss has weight 0.
     """
     name = "objectives.local_loss_weights"
     num_blocks = checks.integer(name, "num_blocks", num_blocks, low=2)

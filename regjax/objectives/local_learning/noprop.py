@@ -54,6 +54,10 @@ def noprop_schedule(alphas: Any) -> NoPropSchedule:
     Cost:
       None to speak of.
 
+    Use:
+      Part of: `noprop_dt_loss`, `noprop_sample`.
+      When: Call it once, with as many steps as blocks, and give the same one to training and sampling.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> schedule = rj.objectives.noprop_schedule([0.5, 0.8, 0.9])
@@ -118,6 +122,11 @@ def noprop_block_loss(
       XLA at [356, 512]: at most 1.2 times the FLOPs and 1.2 times the bytes of the gradient of its block's cross-entropy, and
       0.18 times its memory more.
 
+    Use:
+      Part of: `noprop_dt_loss`.
+      When: Call it to train one block at a time, with the activations of one, or each on its own device.
+      Badly with: Inputs made by other blocks: z_prev is the label under noise of the step before.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> block = lambda w, z, x: w * z
@@ -125,8 +134,9 @@ def noprop_block_loss(
       4.0
 
     References:
-      Li et al., NoProp, 2025, arXiv 2503.24322, equation 8. The paper's algorithm 1 writes the sample as :math:`z_t`; its
-      equation 8 needs :math:`z_{t-1}` for block t, as here. There is no code.
+      Li et al., NoProp: Training Neural Networks without Full Back-propagation or Full Forward-propagation, 2025, arXiv
+      2503.24322, equation 8. The paper's algorithm 1 writes the sample as :math:`z_t`; its equation 8 needs :math:`z_{t-1}` for
+      block t, as here. There is no code.
     """
     name = "objectives.noprop_block_loss"
     checks.function(name, "block_apply", block_apply)
@@ -187,6 +197,15 @@ def noprop_dt_loss(
       XLA at [4, 356, 512]: at most 0.25 times the FLOPs and 0.75 times the bytes of the gradient of its network's
       cross-entropy, and 0 times its memory more.
 
+    Use:
+      For: compute budget.
+      When: Blocks are to be trained without any gradient between them, as for memory or parallel devices. Five blocks came near
+        one trained by back-propagation on the digits. Short stacks, of the order of ten.
+      Not when: Accuracy at large scale is what counts: the authors show small images alone. Several passes at test are too many
+        for the task. Targets are no classes with embeddings.
+      Badly with: alphas near 1, at which the ratio of signal to noise and so the weights explode. BatchNorm shared between
+        blocks, whose inputs have unlike noise. Objectives that take a gradient through the stack, which has none.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> schedule = rj.objectives.noprop_schedule([0.5, 0.8, 0.9])
@@ -198,8 +217,9 @@ def noprop_dt_loss(
       1.6611
 
     References:
-      Li et al., NoProp, 2025, arXiv 2503.24322, algorithm 1; its learned embeddings are of prototypes or of their own. There
-      the loss of the head is in every block's step; here once, which leaves every block's and the head's gradient the same.
+      Li et al., NoProp: Training Neural Networks without Full Back-propagation or Full Forward-propagation, 2025, arXiv
+      2503.24322, algorithm 1; its learned embeddings are of prototypes or of their own. There the loss of the head is in every
+      block's step; here once, which leaves every block's and the head's gradient the same.
     """
     name = "objectives.noprop_dt_loss"
     checks.key(name, key)
@@ -288,6 +308,10 @@ def noprop_sample(
       XLA at [4, 356, 512]: at most 0.33 times the FLOPs and 1.1 times the bytes of a forward pass of its network, and 0 times
       its memory more.
 
+    Use:
+      Part of: `noprop_dt_loss`, `noprop_ct_loss`.
+      When: Call it for predictions. They are random: average over keys where they should not be.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> schedule = rj.objectives.noprop_schedule([0.5, 0.8, 0.9999])
@@ -299,7 +323,8 @@ def noprop_sample(
       [0, 1, 2]
 
     References:
-      Li et al., NoProp, 2025, arXiv 2503.24322, equation 3 and algorithm 1.
+      Li et al., NoProp: Training Neural Networks without Full Back-propagation or Full Forward-propagation, 2025, arXiv
+      2503.24322, equation 3 and algorithm 1.
     """
     name = "objectives.noprop_sample"
     checks.key(name, key)

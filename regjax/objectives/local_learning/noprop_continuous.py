@@ -64,6 +64,14 @@ def noprop_ct_loss(
       XLA at [356, 512]: at most 1.5 times the FLOPs and 2.2 times the bytes of the gradient of its network's cross-entropy, and
       0.062 times its memory more.
 
+    Use:
+      For: compute budget.
+      When: As `noprop_dt_loss`, with one network for all times in place of a stack, and the number of passes chosen at test. It
+        learns the noise schedule too.
+      Not when: You want blocks of their own to train apart: `noprop_dt_loss`. A test pass must be a single one.
+      Badly with: A gamma_apply that rises anywhere, which makes weights negative. Wide ranges of gamma, where the weight at the
+        clean end dwarfs the rest. Small batches: each example draws one time, and the loss varies much over times.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> params = rj.objectives.NoPropParams(jnp.zeros((3, 3)), jnp.zeros((3, 3)), jnp.eye(3), jnp.float32(5.0))
@@ -74,8 +82,8 @@ def noprop_ct_loss(
       1.102
 
     References:
-      Li et al., NoProp, 2025, arXiv 2503.24322, section on continuous time; sampled by `noprop_sample` over a grid of times.
-      There is no code.
+      Li et al., NoProp: Training Neural Networks without Full Back-propagation or Full Forward-propagation, 2025, arXiv
+      2503.24322, section on continuous time; sampled by `noprop_sample` over a grid of times. There is no code.
     """
     name = "objectives.noprop_ct_loss"
     checks.key(name, key)
@@ -178,6 +186,14 @@ def noprop_flow_loss(
       XLA at [356, 512]: at most 1.1 times the FLOPs and 1.6 times the bytes of the gradient of its network's cross-entropy, and
       0.15 times its memory more.
 
+    Use:
+      For: compute budget.
+      When: As `noprop_ct_loss`, without a noise schedule or weights by signal and noise: the simplest of the three to set up.
+        Fixed embeddings need no head.
+      Not when: Test passes are dear: the authors integrate a thousand steps, and few steps leave the path where it bends. The
+        embedding is to be learnt without a head, which collapses.
+      Badly with: Embeddings much smaller than unit noise, from which they are hard to tell. Choosing num_steps on test images.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> params = rj.objectives.NoPropParams(None, None, jnp.eye(3))
@@ -187,7 +203,8 @@ def noprop_flow_loss(
       0.0
 
     References:
-      Li et al., NoProp, 2025, arXiv 2503.24322, the flow-matching variant. There is no code.
+      Li et al., NoProp: Training Neural Networks without Full Back-propagation or Full Forward-propagation, 2025, arXiv
+      2503.24322, the flow-matching variant. There is no code.
     """
     name = "objectives.noprop_flow_loss"
     checks.key(name, key)
@@ -264,6 +281,10 @@ def noprop_flow_sample(
       XLA at [356, 512]: at most 1.1 times the FLOPs and 3.4 times the bytes of a forward pass of its network, and 0.67 times
       its memory more.
 
+    Use:
+      Part of: `noprop_flow_loss`.
+      When: Call it for predictions, with as few steps as lose nothing on validation data. Average over keys for stable ones.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> params = rj.objectives.NoPropParams(None, None, jnp.eye(3))
@@ -273,7 +294,8 @@ def noprop_flow_sample(
       [0, 1, 2]
 
     References:
-      Li et al., NoProp, 2025, arXiv 2503.24322: 1000 Euler steps.
+      Li et al., NoProp: Training Neural Networks without Full Back-propagation or Full Forward-propagation, 2025, arXiv
+      2503.24322: 1000 Euler steps.
     """
     name = "objectives.noprop_flow_sample"
     checks.key(name, key)

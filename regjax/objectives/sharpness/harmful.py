@@ -68,6 +68,15 @@ def booster(
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 3.4 times the FLOPs and 3.2 times the bytes of a plain training
       step, and 0.36 times its memory more.
 
+    Use:
+      For: fine-tuning, forgetting.
+      When: A model is published that others may fine-tune on harmful data, of which you have a sample. On digits a short
+        training on wrong labels gained less afterwards, at little cost.
+      Not when: There is no sample of the harm. The attacker trains long or at large steps: only what one step of step_size
+        gains is held down. To remove what was learnt take `bounded_forgetting`.
+      Badly with: BatchNorm averages that harmful batches enter. Other dropout masks in the two harmful passes, whose difference
+        would be noise. Objectives that differentiate it twice, such as `gradient_penalty` by 'exact'.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> loss_fn = lambda w, x: jnp.sum(w**2) / 2

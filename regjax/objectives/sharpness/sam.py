@@ -84,6 +84,15 @@ def sam(
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 2.2 times the FLOPs and 2.1 times the bytes of a plain training
       step, and 0.01 times its memory more.
 
+    Use:
+      For: sharp minima, noisy labels, few labels.
+      When: Training is long enough to fit the labels and may take twice the time. On noisy digits it helped, at a radius far
+        above the default, while small radii did little. It also raised the rare classes of a long tail a little.
+      Not when: The model underfits, or weights are bfloat16. Above its best radius training soon fails: twice that on the
+        digits ended near chance. For a cheaper step take `look_sam` or `saf`.
+      Badly with: BatchNorm averages taken from the perturbed pass. L2 inside the loss, which bends the perturbation: decay in
+        the optimiser. Strong `dropout` and `weights.l2` together at the same radius, which ended badly on the digits.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> loss_fn = lambda w: (w[0] ** 2 + 4 * w[1] ** 2) / 2
@@ -180,6 +189,15 @@ def amp(
       K more forward and backward passes: K + 1 times the FLOPs, and one copy of the weights.
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 2.2 times the FLOPs and 2.1 times the bytes of a plain training
       step, and 0.01 times its memory more.
+
+    Use:
+      For: sharp minima, few labels, noisy labels.
+      When: As `sam`, with a perturbation that shrinks with the gradient and fades at a minimum. On noisy digits it was well
+        ahead of `sam`, best at the widest ball tried, above the default.
+      Not when: The loss is a sum or carries another weight: the step follows its scale, and inner_lr must too. A perturbation
+        of known length is wanted: `sam`.
+      Badly with: `sam` and its kin, which perturb a second time. Rescaled losses (loss scaling in half precision). L2 inside
+        the loss. BatchNorm averages from the perturbed pass.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

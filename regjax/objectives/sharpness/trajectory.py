@@ -63,6 +63,11 @@ def trajectory_kl(logits: Any, past_logits: Any, *, temperature: Strength = 5.0,
       Two softmaxes; no extra pass of the model.
       XLA at [1024, 1000]: at most 8 times the FLOPs and 2.6 times the bytes of cross-entropy, and 0.55 times its memory more.
 
+    Use:
+      Part of: `saf`, `mesa`.
+      When: Call it with past logits of your own keeping, such as those of a snapshot of the weights.
+      Badly with: Logits of other augmentations or partners of mixing than the past ones.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> now, then = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]])
@@ -130,6 +135,15 @@ def saf(
       out_shardings=...)()``. XLA counts the write as a pass over the whole memory.
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.2 times the FLOPs and 5.9 times the bytes of a plain training
       step, and 0 times its memory more.
+
+    Use:
+      For: sharp minima, compute budget.
+      When: A flatter path is wanted at the time of a plain step and the logits of the training set fit in memory. On digits it
+        was flatter at equal loss; with wrong labels it gained little, unevenly over seeds, above the default weight.
+      Not when: Data is streamed or drawn with repetition, or training has few epochs beyond start_epoch and lag. Examples times
+        classes is too much memory: `mesa`.
+      Badly with: `mixup` and `cutmix`, whose past mixtures had other partners. `elr` and `ps_kd`, which hold to past
+        predictions too. Positions that are drawn anew each epoch. `importance_sampling`, which repeats examples in a batch.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -234,6 +248,15 @@ def mesa(*, weight: Strength = 0.8, temperature: Strength = 5.0, decay: Strength
       memory of the training set instead.
       XLA at an MLP [64, 256, 256, 10] with batch 128: at most 1.5 times the FLOPs and 1.7 times the bytes of a plain training
       step, and 0.17 times its memory more.
+
+    Use:
+      For: sharp minima.
+      When: As `saf`, where data is a stream or the set is too large for a memory of logits, and an average of the weights is
+        kept for evaluation anyway.
+      Not when: The run is short beside the average, which at the default decay looks thousands of steps back. A forward pass
+        more is too dear: `saf`.
+      Badly with: `ema` beside it, a second average of the same weights: evaluate the state's own. BatchNorm without averages of
+        its own for the averaged weights. Other random inputs for the two passes: both must see the same augmented batch.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -65,6 +65,13 @@ def diagonal_fisher(
       XLA at [256, 256]: at most 2 times the FLOPs and 21 times the bytes of the gradient of a batch, and 13 times its memory
       more.
 
+    Use:
+      Part of: `ewc`, `fisher_interpolate`.
+      When: Call it yourself for `fisher_interpolate` or another measure of importance; `ewc_update` calls it for you.
+        ``empirical`` is cheaper for many classes, but vanishes once every example is fitted.
+      Badly with: Batch normalisation by batch statistics and dropout: it runs one example at a time, so the model must be in
+        evaluation mode.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> logits_fn = lambda w, x: x @ w
@@ -74,7 +81,7 @@ def diagonal_fisher(
 
     References:
       Kirkpatrick et al., Overcoming Catastrophic Forgetting in Neural Networks, 2017, arXiv 1612.00796. Kunstner et al.,
-      Limitations of the Empirical Fisher Approximation, 2019, arXiv 1905.12558, on the two kinds.
+      Limitations of the Empirical Fisher Approximation for Natural Gradient Descent, 2019, arXiv 1905.12558, on the two kinds.
     """
     name = "weights.diagonal_fisher"
     chosen = jax.tree.leaves(trees.select(name, params, where))
@@ -106,6 +113,11 @@ def ewc_init(params: PyTree, *, precision: Strength = 1.0, where: Where = "all")
       Two copies of the parameters.
       XLA at 16 times [512, 512]: at most 0 times the FLOPs and 1.1 times the bytes of a copy of its results, and 0 times its
       memory more.
+
+    Use:
+      Part of: `ewc`.
+      When: Once before the first task. Set ``precision=0`` for a model that was trained without the prior, and about one over
+        the examples of a task beside the mean Fisher information.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -158,6 +170,11 @@ def ewc_update(
       XLA at [256, 256]: at most 2 times the FLOPs and 22 times the bytes of the gradient of a batch, and 13 times its memory
       more.
 
+    Use:
+      Part of: `ewc`.
+      When: Once at the end of each task, on that task's data, with the parameters at its minimum. Choose ``reduction`` before
+        tuning the strength: the two differ by the number of examples.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> state, data = rj.weights.ewc_init(jnp.zeros((1, 2))), (jnp.ones((1, 1, 1)), None)
@@ -206,6 +223,16 @@ def ewc(params: PyTree, state: EWCState, *, weight: Strength = 1.0) -> Array:
       XLA at 24 times [512, 512]: at most 2.6 times the FLOPs and 1.5 times the bytes of a copy of its arguments, and 0.092
       times its memory more.
 
+    Use:
+      For: forgetting.
+      When: Tasks come one after another, old data may be read once at a task's end but not kept, and the model is too large for
+        the Hessian of `quadratic_consolidation`. Use the summed Fisher information, or a precision near one over the examples
+        of a task.
+      Not when: A hidden layer must tell classes of several tasks apart without task labels: our MLP head kept far less than
+        under `quadratic_consolidation`. With the mean Fisher information and precision 1 it did hardly more than `l2_sp`.
+      Badly with: Weight decay to 0, which pulls held weights away from their old values; a strength tuned for one ``reduction``
+        and used with the other; batch normalisation, whose statistics follow the new task unpenalised.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> state = rj.weights.EWCState(jnp.array([1.0, 0.0]), jnp.array([2.0, 4.0]))
@@ -214,7 +241,8 @@ def ewc(params: PyTree, state: EWCState, *, weight: Strength = 1.0) -> Array:
 
     References:
       Kirkpatrick et al., Overcoming Catastrophic Forgetting in Neural Networks, 2017, arXiv 1612.00796; with one quadratic for
-      all past tasks, as in the code of On Sequential Loss Approximation for Continual Learning, 2024, arXiv 2405.16498.
+      all past tasks, as in the code of Zhu and Kuruoglu, On Sequential Loss Approximation for Continual Learning, 2024, arXiv
+      2405.16498.
     """
     name = "weights.ewc"
     checks.number(name, "weight", weight, low=0.0)

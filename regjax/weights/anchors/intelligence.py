@@ -51,6 +51,11 @@ def si_init(params: PyTree, *, precision: Strength = 1.0, where: Where = "all") 
       XLA at 32 times [512, 512]: at most 0 times the FLOPs and 1.1 times the bytes of a copy of its results, and 0 times its
       memory more.
 
+    Use:
+      Part of: `si`.
+      When: Once, with the parameters that the first task starts from. ``precision=0`` is the authors' method, above 0 adds a
+        decay in the first task.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> state = rj.weights.si_init(jnp.array([1.0, 2.0]), precision=0.5)
@@ -89,6 +94,13 @@ def si_step(state: SIState, gradients: PyTree, updates: PyTree) -> SIState:
       One pass over the parameters.
       XLA at 48 times [512, 512]: at most 0.37 times the FLOPs and 0.37 times the bytes of a copy of its arguments, and 0 times
       its memory more.
+
+    Use:
+      Part of: `si`.
+      When: In every training step, after the optimiser has given its updates and before or after they are applied; carry the
+        state in the compiled step.
+      Badly with: Gradients that hold the penalty, and projections after the step (`proximal_step` outside the chain), whose
+        move is then missing from the updates.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -139,6 +151,11 @@ def si_update(state: SIState, params: PyTree, *, xi: float = 0.1, nonnegative: b
       One pass over the parameters and the memory, once for each task.
       XLA at 40 times [512, 512]: at most 1.1 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.13 times
       its memory more.
+
+    Use:
+      Part of: `si`.
+      When: Once at the end of each task. Search ``xi`` with the strength: it bounds the importance of weights that hardly
+        moved.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -196,6 +213,15 @@ def si(params: PyTree, state: SIState, *, weight: Strength = 1.0) -> Array:
       XLA at 40 times [512, 512]: at most 1.6 times the FLOPs and 0.89 times the bytes of a copy of its arguments, and 0.056
       times its memory more.
 
+    Use:
+      For: forgetting.
+      When: Tasks come one after another and no pass over a finished task's data is possible: importance is gathered during
+        training. In the continual study it was level with `ewc`, for a linear head and for an MLP.
+      Not when: The head is small enough for `quadratic_consolidation`, which kept more; or the model comes trained, with no
+        path of its first task to count.
+      Badly with: The penalty inside the loss: `si_step` wants the gradient of the task alone, so put it in the chain with
+        `add_penalty`. Large momentum and noisy steps make importances negative: use ``nonnegative=True``.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> state = rj.weights.si_init(jnp.zeros(2), precision=2.0)
@@ -204,8 +230,8 @@ def si(params: PyTree, state: SIState, *, weight: Strength = 1.0) -> Array:
 
     References:
       Zenke et al., Continual Learning through Synaptic Intelligence, 2017, arXiv 1703.04200; the prior, and the half, as in the
-      code of On Sequential Loss Approximation for Continual Learning, 2024, arXiv 2405.16498, where the path has the other sign:
-      here, as in the paper, a parameter that lowers the loss gains importance.
+      code of Zhu and Kuruoglu, On Sequential Loss Approximation for Continual Learning, 2024, arXiv 2405.16498, where the path
+      has the other sign: here, as in the paper, a parameter that lowers the loss gains importance.
     """
     name = "weights.si"
     checks.number(name, "weight", weight, low=0.0)

@@ -38,6 +38,11 @@ def apply_mixout(
       XLA at 24 times [512, 512]: at most 2.6 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times
       its memory more.
 
+    Use:
+      Part of: `mixout`.
+      When: With masks of your own: the same mask for several steps or for both passes of `sam`, masks of whole rows, or a test
+        that must repeat.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> w, a, m = jnp.array([2.0, 2.0]), jnp.array([1.0, 1.0]), jnp.array([True, False])
@@ -105,6 +110,16 @@ def mixout(
       model.
       XLA at 16 times [512, 512]: at most 37 times the FLOPs and 5.5 times the bytes of a copy of its arguments, and 0.069 times
       its memory more.
+
+    Use:
+      For: fine-tuning, few labels.
+      When: A large pretrained network is fine-tuned on some hundreds or thousands of examples and runs differ much by seed. A
+        rate of 0.7 to 0.9 keeps it near its start; evaluate with the plain parameters.
+      Not when: There is no pretrained start (with an anchor of 0 take `DropConnect`), or most weights are new: their anchor is
+        only their random initialisation.
+      Badly with: Batch normalisation, whose running statistics belong to the mixed weights; weight decay to 0, which pulls away
+        from the anchor; dropout of the same layers, noise twice; adapters such as `LoRALinear`, whose kernels are frozen
+        anyway.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -57,6 +57,10 @@ def neural_consolidation_init(
       XLA at [2570, 256]: at most 110 times the FLOPs and 8.3 times the bytes of a copy of its results, and 1.6 times its memory
       more.
 
+    Use:
+      Part of: `neural_consolidation`.
+      When: Once before the first task; choose ``where`` here and repeat the same choice in the other two functions.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> state = rj.weights.neural_consolidation_init(jax.random.key(0), {"kernel": jnp.ones((2, 3))}, hidden=(8,))
@@ -128,6 +132,11 @@ def neural_consolidation_update(
       XLA at [256, 256]: at most 130 times the FLOPs and 140 times the bytes of the gradient of a batch, and 40 times its memory
       more.
 
+    Use:
+      Part of: `neural_consolidation`.
+      When: Once at the end of each task, with the objective over all of its data including the penalty so far, or the network
+        forgets what it knew. Search ``radius`` first: the published ones span 1 to 100.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> state = rj.weights.neural_consolidation_init(jax.random.key(0), jnp.zeros(2), hidden=(16,))
@@ -196,6 +205,15 @@ def neural_consolidation(params: PyTree, state: NeuralState, *, weight: Strength
       XLA at [2570, 256]: at most 4.5 times the FLOPs and 1.2 times the bytes of a copy of its arguments, and 0.006 times its
       memory more.
 
+    Use:
+      For: forgetting.
+      When: A small head on frozen features, when the loss of past tasks is to be remembered in a wide ball around the minimum,
+        where a quadratic is wrong, and one can pay thousands of evaluations of it per task.
+      Not when: Almost always before `quadratic_consolidation` or `ewc` were tried: on the continual digits it stayed below
+        plain `l2_sp`, at a size smaller than published. It grows with width times parameters.
+      Badly with: Backbones or many parameters: 64 points in a ball of thousands of dimensions say little. A strength or batch
+        count that differs between penalty and taught ``objective`` counts old tasks wrongly.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> state = rj.weights.neural_consolidation_init(jax.random.key(0), jnp.zeros(2), precision=2.0)
@@ -203,7 +221,7 @@ def neural_consolidation(params: PyTree, state: NeuralState, *, weight: Strength
       10.0
 
     References:
-      Neural Consolidation: On Sequential Loss Approximation for Continual Learning, 2024, arXiv 2405.16498. The authors' code was
+      Zhu and Kuruoglu, On Sequential Loss Approximation for Continual Learning, 2024, arXiv 2405.16498. The authors' code was
       read, not run; that the Huber loss turns linear at 1, that the one-cycle is the cosine one of optax, and that biases count
       in :math:`\|\phi\|^2` is uncertain.
     """

@@ -36,6 +36,16 @@ def interpolate(start: PyTree, end: PyTree, *, alpha: Strength = 0.5) -> PyTree:
       XLA at 16 times [512, 512]: at most 1.7 times the FLOPs and 0.83 times the bytes of a copy of its arguments, and 0 times
       its memory more.
 
+    Use:
+      For: distribution shift, fine-tuning.
+      When: A fine-tuned model has gained on its task and lost under shift, and the pretrained weights are at hand: try several
+        alphas on shifted data. On shifted digits the midpoint beat the fine-tuned model, more so when that had been tuned with
+        `label_smoothing`.
+      Not when: The ends do not share a start or the head differs: the loss between them is high. With an over-confident
+        fine-tuned end (`confidence_balance`) the average is mostly that end.
+      Badly with: Batch normalisation without `recompute_batch_stats`; ends with different masks, permuted units or low-rank
+        factors, where the mean of the factors is not the factor of the mean: `merge` adapters first.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> pretrained, tuned = {"kernel": jnp.array([0.0, 4.0])}, {"kernel": jnp.array([2.0, 0.0])}
@@ -89,6 +99,15 @@ def fisher_interpolate(
       One pass over four trees; the Fisher information costs a backward pass for each example it is measured on.
       XLA at 32 times [512, 512]: at most 5.5 times the FLOPs and 0.69 times the bytes of a copy of its arguments, and 0 times
       its memory more.
+
+    Use:
+      For: fine-tuning, distribution shift.
+      When: Two models fine-tuned from one start on different data are to become one, and each has data for `diagonal_fisher`:
+        parameters that only one of them needs are then taken from that one.
+      Not when: The Fisher information of one side is missing or estimated on few examples: most entries then lie at the floor
+        and it is `interpolate`. Or the models come from different initialisations.
+      Badly with: Fisher information of different ``reduction`` or data sizes on the two sides: the larger scale takes all.
+        Batch normalisation needs `recompute_batch_stats` afterwards.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

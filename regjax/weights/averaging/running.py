@@ -68,6 +68,16 @@ def ema(decay: Strength = 0.999, *, debias: bool = False, warmup: bool = False) 
       XLA at 16 times [512, 512]: at most 1.7 times the FLOPs and 1.4 times the bytes of a copy of its arguments, and 0 times
       its memory more.
 
+    Use:
+      For: noisy labels, unstable training.
+      When: A slow teacher is wanted (`elr_plus`, `mesa`, self-supervision), or test weights that do not jitter at a constant or
+        slowly falling rate. Set ``warmup`` or ``debias`` if the run is not many times 1 / (1 - decay) steps long.
+      Not when: The learning rate decays to 0: the last weights hardly move and the average adds nothing. Short runs at the
+        default decay still hold the initial weights.
+      Badly with: Batch statistics that are not averaged or measured along with it (`recompute_batch_stats`); growing masks as
+        in `prune`, whose removed weights live on in the average until `apply_mask`; spheres and orthonormal sets, which a mean
+        leaves.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> teacher = rj.weights.ema(0.9)
@@ -77,10 +87,11 @@ def ema(decay: Strength = 0.999, *, debias: bool = False, warmup: bool = False) 
       [0.1, 0.1]
 
     References:
-      Tarvainen and Valpola, Mean Teachers Are Better Role Models, 2017, arXiv 1703.01780; the schedules are those of the code
-      of Liu et al., Early-Learning Regularization Prevents Memorization of Noisy Labels, 2020, arXiv 2007.00151. The correction
-      of the bias is that of Kingma and Ba, Adam: A Method for Stochastic Optimization, 2014, arXiv 1412.6980, for any schedule;
-      the warm-up is common practice, of no paper.
+      Tarvainen and Valpola, Mean Teachers Are Better Role Models: Weight-averaged Consistency Targets Improve Semi-supervised
+      Deep Learning Results, 2017, arXiv 1703.01780; the schedules are those of the code of Liu et al., Early-Learning
+      Regularization Prevents Memorization of Noisy Labels, 2020, arXiv 2007.00151. The correction of the bias is that of Kingma
+      and Ba, Adam: A Method for Stochastic Optimization, 2014, arXiv 1412.6980, for any schedule; the warm-up is common
+      practice, of no paper.
     """
     name = "weights.ema"
     checks.strength(name, "decay", decay, low=0.0, high=1.0)
@@ -144,6 +155,15 @@ def swa(*, start: int = 0, period: int = 1) -> Stateful:
       A copy of the parameters and one pass over them; sharded as they are.
       XLA at 16 times [512, 512]: at most 2.8 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times
       its memory more.
+
+    Use:
+      For: sharp minima, few labels.
+      When: The last quarter of training runs at a constant or cyclic rate that is large enough for the weights to wander;
+        average once per epoch, or with `sgdr` at the end of each cycle by ``period``.
+      Not when: The rate falls to 0 as in `one_cycle`: there is nothing to average. From step 0 the mean holds weights of the
+        untrained network: set ``start``.
+      Badly with: Batch normalisation without `recompute_batch_stats`; `ema` of the same run, two averages of one thing; growing
+        masks as in `prune`, and constraint sets that are not convex, such as spheres.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -212,6 +232,13 @@ def recompute_batch_stats(apply: Callable[[PyTree, Any], PyTree], params: PyTree
     Cost:
       One forward pass over the batches.
       XLA at [1024, 512]: at most 1.2 times the FLOPs and 1.6 times the bytes of a forward pass, and 0.16 times its memory more.
+
+    Use:
+      Part of: `swa`, `ema`, `uniform_soup`, `interpolate`.
+      When: After any average, interpolation or projection of weights in a model with batch normalisation, before evaluation.
+        Models with layer or group normalisation do not need it.
+      Badly with: Small batches: the variance is the mean of the batches' own and misses that between their means. Feed the
+        training inputs without `mixup` or erasing if the model is tested without.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

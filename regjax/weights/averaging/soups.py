@@ -56,6 +56,15 @@ def uniform_soup(models: Iterable[PyTree]) -> PyTree:
       XLA at 32 times [512, 512]: at most 2.5 times the FLOPs and 0.69 times the bytes of a copy of its arguments, and 0 times
       its memory more.
 
+    Use:
+      For: fine-tuning, distribution shift.
+      When: Fine-tunings of one start are all of good quality and no held-out data are left to choose by; it reads one model at
+        a time, so any number fits in memory.
+      Not when: One of them has diverged or was tuned at far too large a rate, which spoils the mean: use `greedy_soup`.
+        Averages of digits networks from different starts collapsed.
+      Badly with: Batch normalisation without `recompute_batch_stats`; low-rank factors or differently masked models, which have
+        to be merged or made dense first.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> models = [{"kernel": jnp.array([1.0, 2.0])}, {"kernel": jnp.array([3.0, 6.0])}]
@@ -106,6 +115,15 @@ def greedy_soup(models: Sequence[PyTree], score_fn: Callable[[PyTree], Any], *, 
 
     Cost:
       ``2 M - 1`` calls of ``score_fn`` and two copies of the parameters. It runs on the host, outside ``jit``.
+
+    Use:
+      For: fine-tuning, few labels, distribution shift.
+      When: Several fine-tunings of one pretrained model (rates, seeds, augmentations) exist anyway and held-out data can rank
+        them: never below the best single one on that data, and level with it on our test digits.
+      Not when: The models start from different initialisations: no second one is accepted. With few held-out examples it
+        selects noise: keep ``strict=True``.
+      Badly with: Batch normalisation, unless ``score_fn`` calls `recompute_batch_stats` on each candidate; test data as the
+        held-out set; models pruned with different masks, whose mean is dense.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -176,6 +194,15 @@ def learned_soup(
       the program.
       XLA at 8 times [512, 512]: at most 1.2 times the FLOPs and 2.8 times the bytes of a gradient of one model, and 0.21 times
       its memory more.
+
+    Use:
+      For: fine-tuning, poor calibration.
+      When: Fine-tunings of one start of very unequal quality, all fit in memory together, and held-out data for a few epochs of
+        gradient steps; its learned scale of the logits corrects the low confidence of averages.
+      Not when: There are few held-out examples, above all with ``granularity='leaf'``, one weight per model and leaf; or memory
+        holds one model only: take `greedy_soup`.
+      Badly with: `fit_temperature` on the same data, which fits a second scale; training data in place of held-out data, on
+        which the most overfitted model wins; batch normalisation without `recompute_batch_stats`.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

@@ -51,6 +51,15 @@ def orthonormality(
       XLA at 8 times [512, 512]: at most 0.74 times the FLOPs and 1.1 times the bytes of the squares of Gram matrices with their
       gradient, and 0.79 times its memory more.
 
+    Use:
+      For: loss of plasticity, unstable training, noisy labels.
+      When: Deep plain networks that do not start to train, streams of tasks (the best of our plasticity study with permuted
+        pixels), or noisy labels, where it did well on the digits. Use ``side='auto'`` if a layer has more outputs than inputs.
+      Not when: Kernels start far above unit norms: it grows with their fourth power and may diverge. Only the first task
+        counts: its price was a slower one. In the last layer it also bounds the logits.
+      Badly with: Weight decay and `weights.l2`, which pull the norms that it holds at 1; `spectral_penalty`, `srip` or
+        `project_stiefel` on the same leaves; sparsity by `prox_l1`, as few sparse filters are orthonormal.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> kernel = jnp.array([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
@@ -58,11 +67,11 @@ def orthonormality(
       1.5
 
     References:
-      Xie et al., All You Need is Beyond a Good Init: Exploring Better Solution for Training Extremely Deep Convolutional
-      Neural Networks with Orthonormality and Modulation, 2017, arXiv 1703.01827. No authors' code was found and their
-      coefficient is uncertain; Bansal et al. (see `orthogonality`) publish 1e-2 times a schedule of the epoch, which is
-      ``optax.piecewise_constant_schedule(1.0, {20: 1e-3, 50: 0.1, 70: 0.01, 120: 0.0})``. The backward half of the method
-      is `regjax.layers.modulate_backward`.
+      Xie et al., All You Need is Beyond a Good Init: Exploring Better Solution for Training Extremely Deep Convolutional Neural
+      Networks with Orthonormality and Modulation, 2017, arXiv 1703.01827. No authors' code was found and their coefficient is
+      uncertain; Bansal et al., Can We Gain More from Orthogonality Regularizations in Training Deep CNNs?, 2018, arXiv
+      1810.09102, publish 1e-2 times a schedule of the epoch, which is ``optax.piecewise_constant_schedule(1.0, {20: 1e-3, 50:
+      0.1, 70: 0.01, 120: 0.0})``. The backward half of the method is `regjax.layers.modulate_backward`.
     """
     name = "weights.orthonormality"
     checks.choice(name, "side", side, SIDES)
@@ -106,6 +115,15 @@ def orthogonality(
       shape; no forward pass of the model. On an Explicit mesh, sharded kernels are gathered.
       XLA at 8 times [512, 512]: at most 0.74 times the FLOPs and 1.1 times the bytes of the squares of Gram matrices with their
       gradient, and 0.79 times its memory more.
+
+    Use:
+      For: unstable training, collapsed features.
+      When: Convolutional networks in which filters repeat each other, with a strength that falls in steps over the first
+        epochs. ``mc`` presses only the worst column, ``dso`` suits square kernels alone.
+      Not when: ``dso`` on kernels that are not square, where its two parts cannot both reach 0; A strength tuned for
+        `orthonormality` has to be halved for ``so``. For large kernels `srip` needs no Gram matrix.
+      Badly with: Weight decay, which it replaces; `srip` or `orthonormality` of the same leaves; a ``where`` that takes in
+        embedding tables, whose rare rows it then moves more than the data do.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -34,6 +34,15 @@ def attention_log_penalty(attention: Any, *, all_blocks: bool = False, where: An
       XLA at [16, 8, 64, 64]: at most 7.7 times the FLOPs and 2.8 times the bytes of a copy of its arguments, and 0.55 times its
       memory more.
 
+    Use:
+      For: sparsity budget.
+      When: A vision transformer is fine-tuned before a mild one-shot pruning by `global_magnitude_mask`; the authors add 0.01
+        of it. It evens out attention of the last block, whatever the paper's name says.
+      Not when: Attention itself should become sparse or pointed: it is convex and draws every row towards uniform. Long
+        sequences make it small by its own formula.
+      Badly with: Fused attention, which hands out no probabilities; causal masks without ``where``, whose forced zeros count in
+        the mean; losses that want sharp attention.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> round(float(rj.weights.attention_log_penalty(jnp.array([[0.5, 0.25, 0.25]]))), 4)

@@ -35,6 +35,10 @@ def nonzero_probability(log_alpha: Any) -> Array:
       XLA at [512, 512]: at most 25 times the FLOPs and 3.4 times the bytes of a copy of its arguments, and 0 times its memory
       more.
 
+    Use:
+      Part of: `l0_penalty`, `HardConcrete`.
+      When: To report the expected number of open gates, or to build a price of your own, such as FLOPs per filter.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> [round(float(p), 4) for p in rj.weights.nonzero_probability(jnp.array([0.0, 2.0, -3.0]))]
@@ -54,7 +58,7 @@ def l0_penalty(log_alpha: Any, kernel: Any, *, l0: Strength, l2: Strength = 0.0,
     Formula:
       .. math:: \sum_g P(z_g \ne 0) \left( l0 \, |g| + \frac{l2}{2} \|w_g\|^2 \right)
 
-      |g| is the number of weights behind the gate. Divide by the number of training examples next to a mean loss.
+      :math:`|g|` is the number of weights behind the gate. Divide by the number of training examples next to a mean loss.
 
     Args:
       log_alpha: the gates' parameters, float ``[gates]``: one for each input or each output of the kernel.
@@ -74,6 +78,15 @@ def l0_penalty(log_alpha: Any, kernel: Any, *, l0: Strength, l2: Strength = 0.0,
       One pass over the kernel each way where ``l2`` is not 0.
       XLA at [512, 512]: at most 3.4 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times its
       memory more.
+
+    Use:
+      For: sparsity budget, compute budget.
+      When: Whole inputs or filters are to be closed while training, by `HardConcrete` gates, with a price per weight. Divide it
+        by the number of training examples beside a mean loss.
+      Not when: The model has no gates, or the final sparsity must be exact: the price decides it only through tuning; `prune`
+        sets it directly.
+      Badly with: Weight decay on ``log_alpha`` and on the gated kernels beside ``l2``, which already is the decay of open ones;
+        `dropout` at the same units, noise twice; ``log_alpha`` left unclamped, which drifts until the gate has no gradient.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

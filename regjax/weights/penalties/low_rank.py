@@ -42,6 +42,15 @@ def low_rank_group_lasso(params: PyTree, *, hierarchical: bool = True, where: Wh
       XLA at 8 times [512, 64]: at most 3.4 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times
       its memory more.
 
+    Use:
+      For: sparsity budget, compute budget.
+      When: Layers are factored (`OrderedDense`, `OrderedConv`) and their ranks should be found in training: with sampled ranks
+        (`sample_rank`) the order comes from the loss, this then empties the tails. Start near 1e-6.
+      Not when: Kernels are not factored: use `nuclear_norm` or `prox_nuclear`. At the 5e-3 that the authors' option defaults to
+        it is too strong.
+      Badly with: Weight decay on both factors, which is itself a penalty on the rank; factors initialised at 0, which never
+        move; ``hierarchical=False`` where ranks have to come out ordered.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> u, v = jnp.array([[3.0, 0.0], [4.0, 1.0]]), jnp.array([[1.0, 2.0], [2.0, 0.0]])
@@ -87,6 +96,11 @@ def rank_importance(u: Any, v: Any, *, hierarchical: bool = True) -> Array:
       XLA at [512, 64]: at most 2.3 times the FLOPs and 0.56 times the bytes of a copy of its arguments, and 0.01 times its
       memory more.
 
+    Use:
+      Part of: `low_rank_group_lasso`, `shrink_ranks`.
+      When: To look at the ranks before choosing a threshold, or right after `svd_factorize` with ``hierarchical=False`` for the
+        singular values.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> u, v = jnp.array([[3.0, 0.0], [4.0, 1.0]]), jnp.array([[1.0, 2.0], [2.0, 0.0]])
@@ -94,7 +108,7 @@ def rank_importance(u: Any, v: Any, *, hierarchical: bool = True) -> Array:
       [15.2971, 2.0]
 
     References:
-      Horvath et al., Maestro, 2024, arXiv 2308.14929.
+      Horvath et al., Maestro: Uncovering Low-Rank Structures via Trainable Decomposition, 2024, arXiv 2308.14929.
     """
     name = "weights.rank_importance"
     checks.boolean(name, "hierarchical", hierarchical)
@@ -127,6 +141,13 @@ def shrink_ranks(u: Any, v: Any, *, threshold: Strength = 1e-5, hierarchical: bo
       XLA at [512, 64]: at most 2.3 times the FLOPs and 0.56 times the bytes of a copy of its arguments, and 0.01 times its
       memory more.
 
+    Use:
+      Part of: `low_rank_group_lasso`, `OrderedDense`.
+      When: Once an epoch, to set the mask ``alive`` of the layer; with the ``hierarchical`` of the lasso in training. The
+        default threshold presumes that the lasso has driven tails close to 0.
+      Badly with: Training without the lasso: weights of the tails then stay above any small threshold. Batch statistics belong
+        to the ranks they were gathered at.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> u, v = jnp.array([[3.0, 0.0], [4.0, 1e-9]]), jnp.array([[1.0, 2.0], [2.0, 0.0]])
@@ -134,7 +155,7 @@ def shrink_ranks(u: Any, v: Any, *, threshold: Strength = 1e-5, hierarchical: bo
       [True, False]
 
     References:
-      Horvath et al., Maestro, 2024, arXiv 2308.14929.
+      Horvath et al., Maestro: Uncovering Low-Rank Structures via Trainable Decomposition, 2024, arXiv 2308.14929.
     """
     name = "weights.shrink_ranks"
     checks.boolean(name, "hierarchical", hierarchical)
@@ -169,6 +190,12 @@ def fold_ranks(u: Any, v: Any, alive: Any = None) -> tuple[Array, ...]:
       XLA at [512, 384]: at most 0.86 times the FLOPs and 2.2 times the bytes of the product of the matrices, and 0.52 times its
       memory more.
 
+    Use:
+      Part of: `low_rank_group_lasso`, `OrderedDense`.
+      When: Once after training, outside ``jit``, with the mask of `shrink_ranks`; it gives one dense kernel back where two
+        factors would be no smaller.
+      Badly with: Optimiser states and batch statistics of the old shapes.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> u, v = jnp.ones((8, 4)), jnp.ones((4, 8))
@@ -178,7 +205,7 @@ def fold_ranks(u: Any, v: Any, alive: Any = None) -> tuple[Array, ...]:
       [(8, 8)]
 
     References:
-      Horvath et al., Maestro, 2024, arXiv 2308.14929.
+      Horvath et al., Maestro: Uncovering Low-Rank Structures via Trainable Decomposition, 2024, arXiv 2308.14929.
     """
     name = "weights.fold_ranks"
     u = checks.floating(name, "u", u, min_ndim=2)

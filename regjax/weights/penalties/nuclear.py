@@ -51,6 +51,15 @@ def nuclear_norm(
       XLA at 8 times [512, 512]: at most 1,200 times the FLOPs and 8.3 times the bytes of a copy of its arguments, and 2.2 times
       its memory more.
 
+    Use:
+      For: sparsity budget, fine-tuning.
+      When: Kernels, or the idle entries that `sara` trains (``mask`` from `small_weight_mask`), should be of low rank, and
+        kernels are small enough for a decomposition in each step, or one random kernel is taken per step.
+      Not when: Ranks have to fall exactly: `prox_nuclear`. Large kernels on accelerators: a decomposition does not parallelise;
+        `OrderedDense` with `low_rank_group_lasso`, or decay of two factors, does the same with products.
+      Badly with: Scale-invariant kernels before a normalisation, which shrink without losing rank; `orthonormality`, which
+        wants all singular values at 1.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> value, gradient = jax.value_and_grad(rj.weights.nuclear_norm)(jnp.diag(jnp.array([3.0, 1.0])))
@@ -58,11 +67,11 @@ def nuclear_norm(
       (4.0, [1.0, 0.0, 0.0, 1.0])
 
     References:
-      Fazel, Hindi and Boyd, A Rank Minimization Heuristic with Application to Minimum Order System Approximation, 2001. With
-      a mask: Hu et al., SaRA: High-Efficient Diffusion Model Fine-tuning with Progressive Sparse Low-Rank Adaptation, 2024,
-      arXiv 2409.06633 (strength 5e-4, one random kernel per step). Singular values below ``max(m, n)`` times the precision
-      of the largest, and at least 1e-12 of it, count as zero in the gradient: the published 1e-12 lies below the rounding
-      errors of float32.
+      Fazel, Hindi and Boyd, A Rank Minimization Heuristic with Application to Minimum Order System Approximation, 2001, ACC.
+      With a mask: Hu et al., SaRA: High-Efficient Diffusion Model Fine-tuning with Progressive Sparse Low-Rank Adaptation,
+      2024, arXiv 2409.06633 (strength 5e-4, one random kernel per step). Singular values below ``max(m, n)`` times the
+      precision of the largest, and at least 1e-12 of it, count as zero in the gradient: the published 1e-12 lies below the
+      rounding errors of float32.
     """
     name = "weights.nuclear_norm"
     if mask is not None:

@@ -41,6 +41,14 @@ def group_projector(generators_in: Any, generators_out: Any) -> Array:
       On the host, once: the eigenvectors of a matrix ``[n m, n m]``, for n m up to a few thousand. A direction counts as free
       if the equations move it by less than 1e-5 of what they move most.
 
+    Use:
+      Part of: `equivariance_penalties`, `soft_equivariance`.
+      When: Once on the host for each layer and group whose matrices on inputs and outputs you know; also to project a kernel
+        exactly, ``Q @ (Q.T @ w)``.
+      Not when: A kernel has more than a few thousand entries, as convolutions and wide layers do: the dense eigenproblem grows
+        with their square.
+      Badly with: Kernels ``[out, in]`` of other frameworks; ones in place of zeros for the trivial output of a Lie algebra.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> swap = jnp.array([[[0.0, 1.0], [1.0, 0.0]]])

@@ -35,6 +35,15 @@ def renormalize(params: PyTree, mask: Where = None, *, norm: Any = 1.0, referenc
       XLA at 8 times [512, 512]: at most 8.8 times the FLOPs and 3.3 times the bytes of a copy of its arguments, and 0.55 times
       its memory more.
 
+    Use:
+      For: unstable training.
+      When: Kernels that a normalisation follows, in long runs: their norms grow and the effective learning rate falls. Call it
+        after each update in place of weight decay; check the choice with `scale_invariance_error`.
+      Not when: No normalisation follows, as at the classifier: the default mask takes all kernels, and that changes the model.
+        Then `project_l2_ball` only limits the norm.
+      Badly with: Weight decay on the same leaves, which it undoes; `lawn`, which fixes the norms already; `proximal_step`,
+        which passes a step where the mask stands; low precision weights, where a small rescaling rounds away.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> params = {"kernel": jnp.array([[3.0, 4.0]]), "bias": jnp.ones(2)}

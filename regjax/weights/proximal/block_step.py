@@ -44,6 +44,15 @@ def prox_block_step(
       XLA at 16 times [512, 512]: at most 11 times the FLOPs and 2.8 times the bytes of a copy of its arguments, and 0.31 times
       its memory more.
 
+    Use:
+      For: sparsity budget, compute budget.
+      When: Convex problems with known curvature per block, such as lasso or nonnegative least squares of badly scaled blocks,
+        when each step should go where it gains most.
+      Not when: Training networks: the curvatures are unknown and change, and the full gradient is paid for although one block
+        moves. `block_coordinate` wraps an optimiser instead.
+      Badly with: Minibatch gradients, whose noise picks the block; momentum or Adam around it, since it is the whole step;
+        curvatures of the full function in place of those of each block, which only slow it down.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> x, g = jnp.array([1.0, 0.0, -2.0, 0.5]), jnp.array([0.5, -0.2, -3.0, 1.0])

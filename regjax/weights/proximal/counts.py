@@ -42,14 +42,23 @@ def prox_l0(params: PyTree, step: Strength, *, where: Where = None) -> PyTree:
       XLA at 8 times [512, 512]: at most 3.3 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
       memory more.
 
+    Use:
+      For: sparsity budget.
+      When: Small weights should vanish and large ones keep their full size, without the shrinking of `prox_l1`; small convex
+        problems or a late phase, where magnitudes have settled.
+      Not when: From random weights, whose sizes say little yet: what it cuts first hardly returns. For a known level use
+        `project_top_k`.
+      Badly with: Learning rates that fall towards 0, with which the threshold falls and stray weights stay; adaptive
+        optimisers, whose steps do not pass it; starts at 0, from where one step must jump the threshold.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> rj.weights.prox_l0({"kernel": jnp.array([[3.0, -1.0]])}, 0.5)["kernel"].tolist()
       [[3.0, 0.0]]
 
     References:
-      Blumensath and Davies, Iterative Thresholding for Sparse Approximations, 2008. Parikh and Boyd, Proximal Algorithms,
-      2014.
+      Blumensath and Davies, Iterative Thresholding for Sparse Approximations, 2008, Journal of Fourier Analysis and
+      Applications 14. Parikh and Boyd, Proximal Algorithms, 2014, Foundations and Trends in Optimization 1.
     """
     name = "weights.prox_l0"
     checks.number(name, "step", step, low=0.0)
@@ -88,6 +97,15 @@ def project_top_k(params: PyTree, step: Any = None, *, k: Strength, scope: str =
       devices. Leaves of equal shape go as one. XLA counts the bodies of the loops once.
       XLA at 8 times [512, 512]: at most 93 times the FLOPs and 15 times the bytes of a copy of its arguments, and 1.9 times its
       memory more.
+
+    Use:
+      For: sparsity budget.
+      When: The number of weights is the constraint: compressed sensing, dictionary or linear models, and the last cut after a
+        sparse phase, by leaf or over all leaves.
+      Not when: Training a network to high sparsity from random weights: projecting in each step lost to `iss_p` and to `prune`
+        in the sparsity study, since what is out seldom comes back.
+      Badly with: Adam's small steps, too short for a weight to pass the threshold; ``scope='all'`` over layers of different
+        scale, which may empty one; a strength schedule in `proximal_step`, for which only zero or not zero counts.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -138,6 +156,15 @@ def project_top_groups(params: PyTree, step: Any = None, *, k: Strength, groups:
       Two passes over the weights, and some 40 over the group norms. XLA counts the bodies of the loops once.
       XLA at 8 times [512, 512]: at most 3.5 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times
       its memory more.
+
+    Use:
+      For: sparsity budget, compute budget.
+      When: Once after training with `prox_wgsef` or `group_lasso`, to leave exactly k units per layer, then train on under
+        `fixed_mask`.
+      Not when: In every step from random weights: units that lose the first draw mostly get no gradient through a ReLU and
+        hardly return. Without a sparse phase before it, the cut costs much.
+      Badly with: Biases and batch normalisation of removed units, which it does not touch: a unit of zero weights still hands
+        on its bias. Weight decay is harmless, momentum moves zeros away again without `fixed_mask`.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

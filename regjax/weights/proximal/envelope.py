@@ -45,6 +45,15 @@ def prox_wgsef(
       XLA at 8 times [512, 512]: at most 3.4 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times
       its memory more.
 
+    Use:
+      For: sparsity budget, noisy labels.
+      When: Units should go while training and about k per layer stay at nearly full size. In `proximal_step` after SGD, then
+        `project_top_groups` once. It kept more than a plain cut of 80 % of the units, and helped on noisy digits.
+      Not when: You need it to beat `prox_group_lasso`: the difference was within noise on the digits. k per layer is not known:
+        then the lasso has one choice less.
+      Badly with: Batch normalisation behind the units; biases outside the groups; Adam, which moves by its own scale while the
+        step uses the plain rate; `weights.l2` beside it, which it contains.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> kernel = jnp.array([[3.0, 1.0, 0.5, 0.2]])

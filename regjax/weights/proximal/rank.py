@@ -52,6 +52,15 @@ def prox_nuclear(
       XLA at 8 times [512, 512]: at most 1,200 times the FLOPs and 6.1 times the bytes of a copy of its arguments, and 1.7 times
       its memory more.
 
+    Use:
+      For: sparsity budget, compute budget.
+      When: Kernels or matrices to complete should come out of exactly low rank, and are small enough for a decomposition per
+        step, or one every few steps with the strength raised alike.
+      Not when: Large layers: train factors with `OrderedDense` instead. Convolutions, whose reshaped kernel's rank is that of a
+        spatial filter followed by a 1x1 layer only.
+      Badly with: Adam, which knows nothing of singular directions; `nuclear_norm` in the loss, the same twice;
+        `orthonormality`; kernels before a normalisation, whose scale is free.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> moved = rj.weights.prox_nuclear({"kernel": jnp.diag(jnp.array([3.0, 1.0]))}, 1.5)["kernel"]
@@ -60,7 +69,7 @@ def prox_nuclear(
 
     References:
       Cai, Candes and Shen, A Singular Value Thresholding Algorithm for Matrix Completion, 2010, arXiv 0810.3286. Parikh and
-      Boyd, Proximal Algorithms, 2014.
+      Boyd, Proximal Algorithms, 2014, Foundations and Trends in Optimization 1.
     """
     name = "weights.prox_nuclear"
     checks.number(name, "step", step, low=0.0)
@@ -107,6 +116,15 @@ def project_spectral_ball(
       XLA at 8 times [512, 512]: at most 1,200 times the FLOPs and 16 times the bytes of a copy of its arguments, and 2.2 times
       its memory more.
 
+    Use:
+      For: adversarial inputs, unstable training.
+      When: Each dense layer needs a hard limit on how it stretches its input, with smaller singular values left alone; kernels
+        within the ball are not touched.
+      Not when: Large kernels, for each costs a decomposition per step: `spectral_normalize` takes two products with a vector. A
+        certificate for convolutions: the reshaped kernel's norm is no bound of theirs.
+      Badly with: Normalisation layers behind the kernel, which stretch again; `spectral_normalize` or `project_stiefel` on the
+        same leaves; a radius near 1 at the classifier, which limits the logits of cross-entropy.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> params = {"kernel": jnp.diag(jnp.array([3.0, 0.5]))}
@@ -115,8 +133,9 @@ def project_spectral_ball(
       [1.0, 0.0, 0.0, 0.5]
 
     References:
-      Parikh and Boyd, Proximal Algorithms, 2014. Sedghi, Gupta and Long, The Singular Values of Convolutional Layers, 2019,
-      arXiv 1805.10408, clip those of the whole convolution; here it is the reshaped kernel.
+      Parikh and Boyd, Proximal Algorithms, 2014, Foundations and Trends in Optimization 1. Sedghi, Gupta and Long, The Singular
+      Values of Convolutional Layers, 2019, arXiv 1805.10408, clip those of the whole convolution; here it is the reshaped
+      kernel.
     """
     name = "weights.project_spectral_ball"
     ignored_step(name, step)
@@ -174,6 +193,15 @@ def project_stiefel(
       XLA at 8 times [512, 512]: at most 1,200 times the FLOPs and 6.1 times the bytes of a copy of its arguments, and 1.7 times
       its memory more.
 
+    Use:
+      For: unstable training, collapsed features.
+      When: Kernels must stay exactly orthonormal: recurrent matrices, deep plain networks, subspaces or whitening maps; or
+        once, as an initialisation. ``newton_schulz`` is the choice on accelerators.
+      Not when: Near orthonormal is enough: `orthonormality` is a penalty of one Gram matrix. Kernels that must shrink, select
+        inputs or scale the logits.
+      Badly with: Weight decay, undone at once; momentum and Adam, whose moments point off the set; `prune` and other sparsity;
+        rank-deficient kernels with ``newton_schulz``, where zeros stay zeros.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> params = {"kernel": jnp.array([[2.0, 0.0], [0.0, 0.5], [0.0, 0.0]])}
@@ -183,7 +211,8 @@ def project_stiefel(
 
     References:
       Absil, Mahony and Sepulchre, Optimization Algorithms on Matrix Manifolds, 2008 (the polar factor). Bjorck and Bowie, An
-      Iterative Algorithm for Computing the Best Estimate of an Orthogonal Matrix, 1971 (the iteration).
+      Iterative Algorithm for Computing the Best Estimate of an Orthogonal Matrix, 1971, SIAM Journal on Numerical Analysis 8
+      (the iteration).
     """
     name = "weights.project_stiefel"
     ignored_step(name, step)

@@ -44,14 +44,23 @@ def project_box(
       XLA at 8 times [512, 512]: at most 1.1 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
       memory more.
 
+    Use:
+      For: unstable training, compute budget.
+      When: Weights must stay in a range that hardware or a model demands (fixed point, physical constants, monotone parts), or
+        no weight should run away.
+      Not when: A critic should be Lipschitz: the bound that clipping gives is loose and depends on the width;
+        `spectral_normalize` sets it directly.
+      Badly with: Momentum, which keeps pushing against the bound and delays the way back; quantisers that learn their own
+        range; one bound for layers of different fan-in.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> rj.weights.project_box({"kernel": jnp.array([[3.0, -0.5]])}, lower=-1.0, upper=1.0)["kernel"].tolist()
       [[1.0, -0.5]]
 
     References:
-      Parikh and Boyd, Proximal Algorithms, 2014. Arjovsky, Chintala and Bottou, Wasserstein GAN, 2017, arXiv 1701.07875, clip
-      a critic's weights to 0.01.
+      Parikh and Boyd, Proximal Algorithms, 2014, Foundations and Trends in Optimization 1. Arjovsky, Chintala and Bottou,
+      Wasserstein GAN, 2017, arXiv 1701.07875, clip a critic's weights to 0.01.
     """
     name = "weights.project_box"
     ignored_step(name, step)
@@ -87,14 +96,22 @@ def project_nonnegative(params: PyTree, step: Any = None, *, where: Where = None
       XLA at 8 times [512, 512]: at most 1.1 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
       memory more.
 
+    Use:
+      For: unstable training.
+      When: The model's form demands it: hidden kernels of input-convex networks, monotone networks, nonnegative factorisation.
+        Choose those leaves by ``where``: input and skip kernels of a convex network stay free.
+      Not when: As a regulariser of ordinary layers: half of a usual initialisation is lost and units can no longer cancel.
+      Badly with: Initialisations around 0, of which half is clipped at the first step: start from positive values; activations
+        that are not convex and rising, in a network meant to be convex; `orthonormality`.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> rj.weights.project_nonnegative({"kernel": jnp.array([[3.0, -0.5]])})["kernel"].tolist()
       [[3.0, 0.0]]
 
     References:
-      Parikh and Boyd, Proximal Algorithms, 2014. Amos, Xu and Kolter, Input Convex Neural Networks, 2017, arXiv 1609.07152
-      (projected weights keep a network convex).
+      Parikh and Boyd, Proximal Algorithms, 2014, Foundations and Trends in Optimization 1. Amos, Xu and Kolter, Input Convex
+      Neural Networks, 2017, arXiv 1609.07152 (projected weights keep a network convex).
     """
     name = "weights.project_nonnegative"
     ignored_step(name, step)
@@ -128,6 +145,15 @@ def project_simplex(params: PyTree, step: Any = None, *, total: Strength, groups
       XLA at 8 times [512, 512]: at most 20 times the FLOPs and 6.6 times the bytes of a copy of its arguments, and 1.1 times
       its memory more.
 
+    Use:
+      For: sparsity budget.
+      When: Weights are shares: mixtures of models or experts, class priors, attention over few sources. Unlike a softmax it
+        reaches exact zeros. One-dimensional leaves need ``where='all'``.
+      Not when: Every share must stay above 0, as in a log-likelihood: a source that fell to 0 has an infinite loss there. Then
+        train logits under a softmax.
+      Badly with: A softmax on top, which maps the simplex into its middle; weight decay, which the projection undoes; large
+        steps, that leave one corner only.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> moved = rj.weights.project_simplex({"mix": jnp.array([0.8, 0.6, -0.2])}, total=1.0, where="all")["mix"]
@@ -135,7 +161,7 @@ def project_simplex(params: PyTree, step: Any = None, *, total: Strength, groups
       [0.6, 0.4, 0.0]
 
     References:
-      Held, Wolfe and Crowder, Validation of Subgradient Optimization, 1974. Equal to
+      Held, Wolfe and Crowder, Validation of Subgradient Optimization, 1974, Mathematical Programming 6. Equal to
       ``optax.projections.projection_simplex``, which sorts and takes a whole tree as one group.
     """
     name = "weights.project_simplex"
@@ -177,6 +203,15 @@ def project_l1_ball(params: PyTree, step: Any = None, *, radius: Strength, group
       XLA at 8 times [512, 512]: at most 30 times the FLOPs and 8.3 times the bytes of a copy of its arguments, and 1.1 times
       its memory more.
 
+    Use:
+      For: sparsity budget.
+      When: A budget on the sum of absolute weights is easier to state than a strength: features per unit with ``groups='out'``,
+        portfolios, mixtures with signs. The level of sparsity follows the radius, not the learning rate.
+      Not when: A fixed count is wanted: `project_top_k`. The radius lies above the norm that training reaches: then nothing
+        happens.
+      Badly with: `prox_l1` or `weights.l1` of the same leaves; the default ``groups='leaf'`` with one radius for layers of
+        different size; Adam, which moves zeros by full steps again.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> moved = rj.weights.project_l1_ball({"kernel": jnp.array([[3.0, -2.0, 0.5]])}, radius=3.0)["kernel"]
@@ -184,7 +219,7 @@ def project_l1_ball(params: PyTree, step: Any = None, *, radius: Strength, group
       [2.0, -1.0, 0.0]
 
     References:
-      Duchi et al., Efficient Projections onto the l1-Ball for Learning in High Dimensions, 2008. Equal to
+      Duchi et al., Efficient Projections onto the l1-Ball for Learning in High Dimensions, 2008, ICML. Equal to
       ``optax.projections.projection_l1_ball``, which sorts and takes a whole tree as one group.
     """
     name = "weights.project_l1_ball"
@@ -227,6 +262,15 @@ def project_l2_ball(params: PyTree, step: Any = None, *, radius: Strength, group
       XLA at 8 times [512, 512]: at most 3.4 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times
       its memory more.
 
+    Use:
+      For: noisy labels, few labels, exploding logits.
+      When: Norms of units need a ceiling at large learning rates, as beside `dropout` (``groups='out'``). On noisy digits a
+        small radius kept wrong labels from being learnt, at probabilities far too low: add `fit_temperature`.
+      Not when: Norms stay below the radius anyway: the published 3 to 4 belong to other widths, and the best one on the digits
+        was far smaller.
+      Badly with: Batch or layer normalisation behind the kernel, for which the norm does not matter; `weight_norm` and `lawn`,
+        which set it; weight decay strong enough to keep all units inside.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> params = {"kernel": jnp.array([[3.0, 0.5], [4.0, 0.0]])}
@@ -235,8 +279,8 @@ def project_l2_ball(params: PyTree, step: Any = None, *, radius: Strength, group
       [0.6, 0.5, 0.8, 0.0]
 
     References:
-      Srebro and Shraibman, Rank, Trace-Norm and Max-Norm, 2005. Srivastava et al., Dropout: A Simple Way to
-      Prevent Neural Networks from Overfitting, 2014 (by unit, radius 3 to 4).
+      Srebro and Shraibman, Rank, Trace-Norm and Max-Norm, 2005, COLT. Srivastava et al., Dropout: A Simple Way to Prevent
+      Neural Networks from Overfitting, 2014, Journal of Machine Learning Research 15 (by unit, radius 3 to 4).
     """
     name = "weights.project_l2_ball"
     ignored_step(name, step)

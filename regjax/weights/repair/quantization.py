@@ -48,6 +48,15 @@ def round_to_nearest(
       XLA at [2048, 512]: at most 8.9 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 0.01 times its
       memory more.
 
+    Use:
+      For: compute budget.
+      When: Weights are rounded after training without data. Below 8 bits give a ``block_size``; for language models clip at a
+        z-score about 10 and put outliers back with `restore_super`. `weight_distribution_penalty` in training prepares it.
+      Not when: Very few bits with time to train: use a quantiser in the loop. With one block per tensor a single outlier
+        decides all levels.
+      Badly with: Training without a straight-through form, as no gradient flows; sparse weights: the levels start at the
+        smallest entry, so that zeros need not stay 0 and `apply_mask` must follow.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> w = jnp.array([0.0, 0.15, 0.25, 0.3, 0.45, 0.5, 0.65, 3.0])
@@ -100,6 +109,12 @@ def restore_super(w_hat: Any, w: Any, coords: Any) -> Array:
       XLA at 2 times [2048, 512]: at most 0.55 times the FLOPs and 0.9 times the bytes of a copy of its arguments, and 0 times
       its memory more.
 
+    Use:
+      Part of: `round_to_nearest`, `find_super_weights`.
+      When: After clipping and rounding, or after a pruning that cut whole rows, with the places from `find_super_weights`; also
+        to put any list of protected weights back.
+      Badly with: Coordinates of kernels ``[out, in]`` from papers: here the input comes first.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> w = jnp.array([[0.1, 0.2], [0.3, 9.0]])
@@ -140,6 +155,15 @@ def quantize_super_activation(x: Any, coord: Any, *, bits: int = 8) -> Array:
       Three passes over the activations, and 32 to count out the median. XLA counts the body of the loop once.
       XLA at [64, 64, 256]: at most 24 times the FLOPs and 6.9 times the bytes of a copy of its arguments, and 0.56 times its
       memory more.
+
+    Use:
+      For: compute budget.
+      When: Activations of a large language model are rounded per tensor and one huge entry, at the place `find_super_weights`
+        reports, stretches the range.
+      Not when: Ranges are per token or per channel, where one entry spoils its own group only; or there is no such spike, as in
+        small networks.
+      Badly with: Training: no gradient flows. Coordinates found for another layer, another sequence layout or after a change of
+        the weights.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -40,6 +40,12 @@ def attention_linear_map(value_kernel: Any, proj_kernel: Any, norm_scale: Any = 
       XLA at 2 times [512, 512]: at most 1.2 times the FLOPs and 3 times the bytes of the product of the matrices, and 0.37
       times its memory more.
 
+    Use:
+      Part of: `singular_defect_directions`.
+      When: For each block of a pre-norm transformer, once for attention and once for the MLP with `linearize_mlp`; their
+        product is the block's map.
+      Badly with: Post-norm blocks, and norms without a mean subtraction, for which the centring factor is wrong.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> value, proj = jnp.array([[1.0], [0.0]]), jnp.array([[0.0, 2.0]])
@@ -98,6 +104,10 @@ def linearize_mlp(
       ``D^3``. XLA counts the body of the loop once.
       XLA at [1024, 256]: at most 1.5 times the FLOPs and 3.1 times the bytes of the function at as many inputs, and 0.31 times
       its memory more.
+
+    Use:
+      Part of: `attention_linear_map`, `singular_defect_directions`.
+      When: For the part of an MLP before its last layer, gated ones included; normal inputs stand for normalised tokens.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
@@ -161,6 +171,14 @@ def singular_defect_directions(blocks: Array | Sequence[Array]) -> Array:
       decomposition.
       XLA at [12, 256, 256]: at most 51 times the FLOPs and 3.9 times the bytes of a copy of its arguments, and 1.7 times its
       memory more.
+
+    Use:
+      Part of: `neighbor_smooth_loss`, `SVDLinear`.
+      When: Patch tokens of a pretrained vision transformer have high-norm artefacts that spoil dense features: the directions
+        say where they come from, before the repair or just to check by cosine.
+      Not when: The model was trained with register tokens or shows no outlier norms; biases and the division of the
+        normalisation are left out, so it explains a direction, no sizes.
+      Badly with: Weights that go on training: directions are constants of one checkpoint, so compute them again.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -52,14 +52,23 @@ def weight_compander(v: Any, a: Any, b: Any, *, function: str = "arctan") -> Arr
       XLA at [2048, 512]: at most 9.9 times the FLOPs and 3.9 times the bytes of a copy of its arguments, and 0 times its memory
       more.
 
+    Use:
+      For: few labels.
+      When: Training from scratch in which few weights should grow very large: on 200 digits the largest weights were smaller
+        and accuracy no more than a point lower. Use `compand` and `companded` for whole models.
+      Not when: A gain in accuracy is expected: we saw none. Or weights are to become sparse: it spreads them away from 0.
+      Badly with: Weight decay on the bounds and scales; `weights.l1` and magnitude masks taken on the free parameters, whose
+        sizes are not the weights'; normalisation behind the kernel, for which bounds mean nothing.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> [round(float(w), 4) for w in rj.weights.weight_compander(jnp.array([-2.0, 0.1, 1.0]), 1.0, 0.5)]
       [-1.3258, 0.1974, 1.1071]
 
     References:
-      Weight Compander: A Simple Weight Reparameterization for Regularization, 2023, arXiv 2306.16993. Reconstructed from the
-      abstract: that the map is a * arctan(v / b), and whether a and b are of a layer or of the network, is uncertain.
+      Cakaj et al., Weight Compander: A Simple Weight Reparameterization for Regularization, 2023, arXiv 2306.16993.
+      Reconstructed from the abstract: that the map is a * arctan(v / b), and whether a and b are of a layer or of the network,
+      is uncertain.
     """
     name = "weights.weight_compander"
     checks.choice(name, "function", function, _FUNCTIONS)
@@ -98,6 +107,11 @@ def compander_init(
       One pass, once.
       XLA at [2048, 512]: at most 6.7 times the FLOPs and 2.3 times the bytes of a copy of its arguments, and 0.01 times its
       memory more.
+
+    Use:
+      Part of: `weight_compander`.
+      When: For single kernels in layers of your own; `compand` does it for a tree. A smaller ``bound_rms`` binds sooner, but
+        never below the largest weight.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -140,6 +154,11 @@ def compand(
       One pass, once.
       XLA at 8 times [512, 512]: at most 6.6 times the FLOPs and 2.2 times the bytes of a copy of its arguments, and 0.01 times
       its memory more.
+
+    Use:
+      Part of: `weight_compander`.
+      When: Once, to turn a parameter tree into the one that is trained; keep ``a_raw`` and ``b_raw`` out of weight decay by a
+        mask of the optimiser.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -188,6 +207,10 @@ def companded(params: CompandedParams, *, function: str = "arctan") -> PyTree:
       One arctan or tanh for each chosen weight.
       XLA at 8 times [512, 512]: at most 16 times the FLOPs and 8.9 times the bytes of a copy of its arguments, and 1.5 times
       its memory more.
+
+    Use:
+      Part of: `weight_compander`.
+      When: In every forward pass, and once after training to store plain weights; with the ``function`` that `compand` got.
 
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj

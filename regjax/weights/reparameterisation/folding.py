@@ -33,6 +33,13 @@ def fold_parallel_adapter(kernel: Any, adapter: Any) -> Array:
       XLA at [3, 3, 64, 64]: at most 0.99 times the FLOPs and 1.1 times the bytes of a copy of its arguments, and 0 times its
       memory more.
 
+    Use:
+      Part of: `ssre`.
+      When: At the end of a task, to merge a 1x1 adapter beside a convolution into it, at no change of outputs; equally for
+        RepVGG-like branches.
+      Badly with: Batch normalisation inside a branch, unless fused first; stride 2 under ``SAME`` with even lengths; a
+        nonlinearity between the branch and the sum.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> kernel = rj.weights.fold_parallel_adapter(jnp.ones((3, 3, 1, 1)), jnp.full((1, 1, 1, 1), 0.5))

@@ -41,13 +41,23 @@ def weight_norm(v: Any, g: Any) -> Array:
       XLA at [2048, 512]: at most 13 times the FLOPs and 5 times the bytes of a copy of its arguments, and 0.01 times its memory
       more.
 
+    Use:
+      For: unstable training.
+      When: Batch statistics are not to be used (small batches, recurrent nets, reinforcement learning, generators) and the
+        scale of each unit should train apart from its direction.
+      Not when: A batch, layer or group normalisation follows, which fixes the scale already; or the start should be scaled by
+        data: `split_norm` keeps the kernels' own lengths.
+      Badly with: Weight decay on v, which only changes its effective learning rate; kernels initialised at 0, which never move;
+        `spectral_normalize` and `renormalize` of the same kernel; `prune` by the size of v.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> rj.weights.weight_norm(jnp.array([[3.0, 0.0], [4.0, 2.0]]), jnp.array([10.0, 1.0])).tolist()
       [[6.0, 0.0], [8.0, 1.0]]
 
     References:
-      Salimans and Kingma, Weight Normalization, 2016, arXiv 1602.07868.
+      Salimans and Kingma, Weight Normalization: A Simple Reparameterization to Accelerate Training of Deep Neural Networks,
+      2016, arXiv 1602.07868.
     """
     name = "weights.weight_norm"
     v = checks.floating(name, "v", v, min_ndim=2)
@@ -79,6 +89,10 @@ def split_norm(params: PyTree, *, where: Where = None) -> NormedParams:
       One pass, once.
       XLA at 8 times [512, 512]: at most 2.2 times the FLOPs and 1.7 times the bytes of a copy of its arguments, and 0.01 times
       its memory more.
+
+    Use:
+      Part of: `weight_norm`.
+      When: Once before training, on kernels that are not 0: a zero column has length and direction 0 and never moves.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -122,6 +136,10 @@ def join_norm(params: NormedParams) -> PyTree:
       Two passes over the chosen kernels each way.
       XLA at 8 times [512, 512]: at most 13 times the FLOPs and 5.6 times the bytes of a copy of its arguments, and 0.01 times
       its memory more.
+
+    Use:
+      Part of: `weight_norm`.
+      When: In every forward pass on what `split_norm` made, and once at the end to store plain kernels.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

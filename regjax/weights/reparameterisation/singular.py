@@ -63,6 +63,11 @@ def sorsa_init(kernel: Any, *, rank: int, scale: Strength = 1.0) -> SORSAFactors
       XLA at [512, 512]: at most 40 times the FLOPs and 5.1 times the bytes of a copy of its arguments, and 1.2 times its memory
       more.
 
+    Use:
+      Part of: `SORSALinear`, `sorsa_orthonormality`.
+      When: For layers of your own; `SORSALinear` calls it. Keep the factors in float32, even beside a kernel in lower
+        precision.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> factors = rj.weights.sorsa_init(jnp.diag(jnp.array([3.0, 1.0])), rank=1)
@@ -104,6 +109,15 @@ def pissa_init(kernel: Any, *, rank: int, scale: Strength = 1.0) -> PiSSAFactors
       One singular value decomposition in float32 or better, once before training. XLA does not count the decomposition.
       XLA at [512, 512]: at most 39 times the FLOPs and 4.5 times the bytes of a copy of its arguments, and 1.2 times its memory
       more.
+
+    Use:
+      Part of: `LoRALinear`.
+      When: Through ``LoRALinear(init='pissa')`` when a fine-tuning with low rank is slow to start from ``b = 0``; by hand for
+        layers of your own.
+      Not when: The frozen kernel must stay the published one, as when several adapters share it: here the rest is another
+        matrix for each.
+      Badly with: Weight decay on the factors, which removes the kernel's own main directions; dropout of the adapter's input,
+        which then hits what the layer knew; group penalties, that begin with no group near 0.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj
@@ -147,6 +161,10 @@ def sorsa_merge(residual: Any, u: Any, s: Any, vt: Any, *, scale: Strength = 1.0
       One product of ``in * rank * out`` multiplications.
       XLA at [512, 512]: at most 110 times the FLOPs and 3.9 times the bytes of a copy of its arguments, and 0.54 times its
       memory more.
+
+    Use:
+      Part of: `SORSALinear`.
+      When: After training, to store one kernel, with the ``scale`` of the split; `merge` does it for a whole model.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

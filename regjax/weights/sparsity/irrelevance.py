@@ -47,6 +47,15 @@ def irrelevance_penalty(
       XLA at 16 times [512, 512]: at most 5 times the FLOPs and 2 times the bytes of a copy of its arguments, and 0.14 times its
       memory more.
 
+    Use:
+      For: sparsity budget.
+      When: Inside a loss, when gradients of the task are at hand from another pass; otherwise `irrelevance_decay`. Set
+        ``gradient_scale`` to one over the median size: so scaled, more could be pruned than under plain decay.
+      Not when: Against wrong labels: on noisy digits the decay form gained much less than `weights.l2`. With the default scale
+        and a mean loss it is just l2.
+      Badly with: Weight decay in the optimiser, which pulls the relevant weights too; gradients that contain this penalty;
+        clipped or normalised gradients, whose size no longer says what the loss feels.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> params = {"kernel": jnp.array([[1.0, -2.0, 0.5]])}
@@ -107,6 +116,15 @@ def prune_to_performance(
 
     Cost:
       ``n_bisect`` evaluations, and 32 counting passes over the weights for each; compiled once.
+
+    Use:
+      For: sparsity budget.
+      When: The allowed loss of a metric is given and not the sparsity: between rounds of training with `irrelevance_decay`, or
+        once at the end, on validation data.
+      Not when: Inside a compiled step, or where one evaluation takes long. A noisy metric on few examples makes it stop at
+        luck.
+      Badly with: Layers of different scale, over which one threshold cuts unequally; the test set as the measure; training on
+        without `fixed_mask`, which brings zeros back.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

@@ -42,6 +42,13 @@ def apply_mask(params: PyTree, mask: PyTree) -> PyTree:
       XLA at 16 times [512, 512]: at most 0.55 times the FLOPs and 0.99 times the bytes of a copy of its arguments, and 0 times
       its memory more.
 
+    Use:
+      Part of: `topk_mask`, `global_magnitude_mask`, `saliency_mask`.
+      When: For a copy to evaluate, or in the forward pass, where outside the mask gradients are 0. To train on, `fixed_mask`
+        wraps the optimiser and needs no change of the loss.
+      Badly with: Optimisers with decoupled decay or momentum on the unmasked parameters, which still move; harmless for the
+        masked model, not for stored weights.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> params = {"kernel": jnp.array([[3.0, -1.0], [2.0, -0.5]]), "bias": jnp.ones(2)}
@@ -76,6 +83,10 @@ def density(mask: PyTree) -> Array:
       XLA at 8 times [512, 512]: at most 2.3 times the FLOPs and 5 times the bytes of a copy of its arguments, and 2.2 times its
       memory more.
 
+    Use:
+      Part of: `topk_mask`, `global_magnitude_mask`, `prune_to_performance`.
+      When: To report what a mask really keeps; leaves that were not chosen, such as biases, do not count.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> mask = rj.weights.topk_mask({"kernel": jnp.arange(8.0).reshape(2, 4), "bias": jnp.ones(4)}, sparsity=0.75)
@@ -102,6 +113,7 @@ def topk_mask(
     Formula:
       Of n entries :math:`\max(1, round(n (1 - s)))` are kept, halves rounded to even; of equal scores the earlier. n and s are
       those of each leaf (``"uniform"``, ``"erk"``) or of all together (``"global"``). ERK, over the leaves l:
+
       .. math:: 1 - s_l = \min\left(1, \; \epsilon \frac{\sum shape_l}{\prod shape_l}\right), \quad
                 \sum_l (1 - s_l) n_l = \sum_l (n_l - \lfloor s \, n_l \rfloor)
 
@@ -128,6 +140,15 @@ def topk_mask(
       XLA at 8 times [512, 512]: at most 91 times the FLOPs and 14 times the bytes of a copy of its arguments, and 1.9 times its
       memory more.
 
+    Use:
+      For: sparsity budget.
+      When: An exact number of weights by any score, uniform per leaf, over all, or by ERK. Plain magnitude is the default to
+        beat: in gradual pruning ``|w g|`` did worse on the digits, and ERK or global no better than uniform within noise.
+      Not when: Masks must be learnt (`topk_supermask` has a gradient, this is a constant) or structured for hardware
+        (`nm_mask`, `structured_removal_penalty`).
+      Badly with: Scores of one noisy batch; ``global`` over scores of different layer scale without ``normalize``; weights that
+        go on training unmasked: use `fixed_mask` or `prune`.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> rj.weights.topk_mask({"kernel": jnp.array([[3.0, 1.0, 2.0, 1.0]])}, sparsity=0.25)["kernel"].tolist()
@@ -135,8 +156,9 @@ def topk_mask(
 
     References:
       Lee et al., JaxPruner: A Concise Library for Sparsity Research, 2023, arXiv 2304.14082, whose counts and ERK these are;
-      there ``"global"`` normalises by default. ERK: Evci et al., Rigging the Lottery: Making All Tickets Winners, 2020,
-      arXiv 1911.11134, from Mocanu et al., 2018, arXiv 1707.04780.
+      there ``"global"`` normalises by default. ERK: Evci et al., Rigging the Lottery: Making All Tickets Winners, 2020, arXiv
+      1911.11134, from Mocanu et al., Scalable Training of Artificial Neural Networks with Adaptive Sparse Connectivity Inspired
+      by Network Science, 2018, arXiv 1707.04780.
     """
     name = "weights.topk_mask"
     checks.number(name, "sparsity", sparsity, low=0.0, high=1.0)
@@ -169,6 +191,15 @@ def global_magnitude_mask(params: PyTree, *, sparsity: Strength = 0.1, normalize
       About ``32 + log2(n)`` passes over the weights, without a sort. XLA counts the bodies of the loops once.
       XLA at 8 times [512, 512]: at most 39 times the FLOPs and 9.8 times the bytes of a copy of its arguments, and 2.2 times
       its memory more.
+
+    Use:
+      For: sparsity budget, unlearning.
+      When: A one-shot cut of a trained network, mild without fine-tuning or high with training after it under `fixed_mask`; the
+        prune-first step of sparse unlearning.
+      Not when: High sparsity: `prune` over time was far better on the digits, and `hypersparse_penalty` before the cut too.
+        That global beats uniform selection was not shown.
+      Badly with: Kernels before normalisations, whose sizes say nothing across layers: use ``normalize=True``, or a layer may
+        be emptied. Weight decay unequal between leaves shifts the cut between them.
 
     Example:
       >>> import jax.numpy as jnp, regjax as rj

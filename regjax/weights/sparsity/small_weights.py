@@ -32,6 +32,11 @@ def small_weight_mask(params: PyTree, threshold: Strength, *, where: Where = "al
       XLA at 8 times [512, 512]: at most 2.2 times the FLOPs and 0.69 times the bytes of a copy of its arguments, and 0 times
       its memory more.
 
+    Use:
+      Part of: `sara`, `nuclear_norm`.
+      When: For the rank penalty of `sara`, or to count idle weights of a pretrained model before choosing its threshold.
+      Badly with: Use as a pruning mask: True marks the small ones. Biases at 0 count as idle under the default ``where='all'``.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> rj.weights.small_weight_mask({"kernel": jnp.array([[1.0, -0.001, 0.0]])}, 2e-3)["kernel"].tolist()

@@ -55,6 +55,15 @@ def soft_shrinkage(
       XLA at 8 times [512, 512]: at most 94 times the FLOPs and 15 times the bytes of a copy of its arguments, and 1.9 times its
       memory more.
 
+    Use:
+      For: sparsity budget.
+      Part of: `iss_p`.
+      When: After each update in a loop of your own; `iss_p` does it in a chain and ends with the cut. In training from scratch
+        it beat hard thresholding (``ratio=0``) on the digits at high sparsity.
+      Not when: Highest sparsity: gradual `prune` and `hypersparse_penalty` did far better in the study.
+      Badly with: Weights in bfloat16, in which a factor of 0.95 is soon lost; a falling learning rate during the shrinking
+        phase, with which no weight recovers; weight decay, which shrinks all.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> w = rj.weights.soft_shrinkage({"kernel": jnp.array([[3.0, -1.0, 2.0, -0.5]])}, sparsity=0.5)["kernel"]

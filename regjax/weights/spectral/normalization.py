@@ -53,6 +53,15 @@ def spectral_normalize(
       XLA at 8 times [512, 512]: at most 20 times the FLOPs and 5.7 times the bytes of a copy of its arguments, and 0.56 times
       its memory more.
 
+    Use:
+      For: unstable training, adversarial inputs.
+      When: Critics and discriminators, or any network whose layers should not stretch, at the price of one power step. Carry
+        the state, and use ``update=False`` in tests.
+      Not when: A strict bound on convolutions is needed, for the reshaped kernel's norm may lie below the truth:
+        `spectral_rescaling`. Classifiers without a free scale at the end, whose logits stay small.
+      Badly with: Batch normalisation, which rescales again; weight decay, which only sets the effective learning rate; two
+        passes as in `sam` that both update the state; `weight_norm` of the same kernel.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> params = {"kernel": jnp.diag(jnp.array([4.0, 1.0])), "bias": jnp.array([0.6, 0.8])}

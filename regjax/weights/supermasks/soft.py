@@ -36,6 +36,11 @@ def apply_soft_subnetwork_mask(scores: Any, uniforms: Any = None, *, sparsity: S
       XLA at 2 times [512, 512]: at most 8.9 times the FLOPs and 2.5 times the bytes of a copy of its arguments, and 0.28 times
       its memory more.
 
+    Use:
+      Part of: `soft_subnetwork_mask`.
+      When: With uniforms of your own: to repeat a forward pass, to freeze the mask after the base stage, or to share it between
+        the two passes of `sam`.
+
     Example:
       >>> import jax.numpy as jnp, regjax as rj
       >>> scores, u = jnp.array([0.1, -0.4, 0.3, 0.2]), jnp.array([0.5, 0.5, 0.5, 0.25])
@@ -81,6 +86,15 @@ def soft_subnetwork_mask(scores: Any, *, sparsity: Strength, key: Key | None = N
       XLA at [512, 512]: at most 75 times the FLOPs and 13 times the bytes of a copy of its arguments, and 2.3 times its memory
       more.
 
+    Use:
+      For: forgetting, few labels, sparsity budget.
+      When: Few-shot classes join after a base stage: only the minor weights train then. On digits it ended above the hard mask
+        and forgot less than training all weights. As a hard mask it is a fair pruning during training.
+      Not when: Later tasks have much data, for which the minor part is small; at 98 % sparsity `prune` and
+        `hypersparse_penalty` kept more.
+      Badly with: Masked gradients under weight decay or momentum: use `train_only` with ``mask < 1``. A new key in each forward
+        pass after the base stage, where the mask must be frozen; soft masks at test.
+
     Example:
       >>> import jax, jax.numpy as jnp, regjax as rj
       >>> scores = jnp.array([0.1, -0.4, 0.3, 0.2])
@@ -94,9 +108,9 @@ def soft_subnetwork_mask(scores: Any, *, sparsity: Strength, key: Key | None = N
       ``nnx.merge(graphdef, jax.tree.map(lambda w, s: w * soft_subnetwork_mask(s, sparsity=0.1), params, scores))(x)``.
 
     References:
-      Kang et al., On the Soft-Subnetwork for Few-shot Class Incremental Learning, 2022, arXiv 2209.07529 (the number is from
-      memory; the authors' code for the mask). The authors' optimiser for the later stages adds to a copy of the weights, which
-      has no effect: ``gradients.train_only`` does what the paper says.
+      Kang et al., On the Soft-Subnetwork for Few-shot Class Incremental Learning, 2022, arXiv 2209.07529 (the number is
+      unverified; the authors' code for the mask). The authors' optimiser for the later stages adds to a copy of the weights,
+      which has no effect: ``gradients.train_only`` does what the paper says.
     """
     name = "weights.soft_subnetwork_mask"
     scores = checks.floating(name, "scores", scores)
