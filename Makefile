@@ -1,10 +1,11 @@
 # `make demo`: the comparison on digits; `make test`: the tests; `make test-docs`: the examples of the docstrings;
-# `make test-claims`: the published claims, by training, and what takes long; each makes the environment first.
+# `make test-claims`: the published claims, by training, and what takes long; `make docs`: the site, in docs/_build/html;
+# `make notebooks`: executes all notebooks; each makes the environment first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-docs test-claims test-fast lint env clean
+.PHONY: demo docs notebooks test test-docs test-claims test-fast lint env clean
 
 env: $(VENV)/installed
 
@@ -17,6 +18,12 @@ $(VENV)/installed: requirements.txt pyproject.toml
 
 demo: env
 	$(BIN)/python -m experiments.compare demo
+
+docs: env
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --nitpicky --jobs 2 docs docs/_build/html
+
+notebooks: env
+	PYTHONPATH=. $(BIN)/jupyter execute --inplace --kernel_name=python3 notebooks/*.ipynb
 
 lint: env
 	$(BIN)/ruff check .
@@ -37,4 +44,4 @@ test-fast: env
 		tests/test_catalog.py tests/contracts/test_cards.py tests/contracts/test_memory.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .cache .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build docs/_build *.egg-info .cache .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""Keeps the README's list of techniques and demo table, and the benchmark's tables, equal to the catalogue and to the results.
+"""Keeps the README's numbers and tables, its picture and the benchmark's tables equal to the catalogue and to the results.
 
 ``python -m experiments.readme`` writes them; ``python -m experiments.readme runs/demo`` first takes over the results of a
 finished demo into ``experiments/results/demo``, and ``python -m experiments.readme runs/label_noise`` those of a study into
@@ -9,10 +9,14 @@ import importlib
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from experiments import pipeline
 from experiments.bench import results as tables
 from experiments.bench.cards import measuring
+from experiments.recipes import RECIPES
 from experiments.report import HEADER, cells, summarise
 from regjax.catalog import STAGES, cards
 
@@ -21,21 +25,58 @@ STUDIES = Path("experiments/results")
 RESULTS = STUDIES / "demo"
 TUNING = Path("experiments/results/tuning.json")
 BENCH = Path("experiments/bench")
+PICTURE = Path("docs/_static/pipeline.svg")
 
 
-def techniques() -> str:
-    """The techniques by stage, as a list of links-free Markdown."""
-    lines = []
-    for stage in STAGES:
-        names = ", ".join(f"`{card.name}`" for card in cards(stage))
-        lines.append(f"- **{stage}**: {names}")
-    return "\n".join(lines)
+SHOWN = 12
+"""The rows of the demo's table in the README: the best ones, and the baseline."""
+
+PEERS = (
+    ("RandAugment, 2 operations on 256 images of 32x32", "randaugment nearest", "keras RandAugment", "Keras on JAX"),
+    ("CutMix of 256 images of 32x32", "cutmix", "timm cutmix", "timm"),
+    ("NT-Xent of [256, 128], with gradient", "NT-Xent by label_smoothing", "optax.losses.ntxent", "optax"),
+    ("label smoothing of [1024, 1000], with gradient", "label_smoothing", "label_smoothing, optax", "optax"),
+    ("projection of a million weights to the l1 ball", "project_l1_ball", "optax projection_l1_ball", "optax"),
+    ("mask of the largest fifth of 4.2 million weights", "global_magnitude_mask", "all weights, jnp.sort", "a sort"),
+    ("a step of SAM on an MLP", "regjax sam", "PyTorch SAM", "PyTorch"),
+    ("NKD of [1024, 1000], with gradient", "nkd", "nkd, PyTorch", "the authors' formula in PyTorch"),
+    ("label smoothing of [1024, 1000], with gradient", "label_smoothing", "label_smoothing, PyTorch", "PyTorch's fused kernel"),
+    ("the same mask", "global_magnitude_mask", "all weights, torch.kthvalue", "PyTorch's selection"),
+)
+"""What the README says of speed: the work, both subjects of the suite `peers`, and whose the other is; the worst stand last."""
 
 
-def demo(folder: Path) -> str:
-    """The demo's table and picture in Markdown, from its ``results.json``."""
+def numbers(root: Path) -> str:
+    """What there is, counted, and the speed beside peers, from the catalogue, the tests and the results."""
+    found = cards()
+    parts = sum(bool(card.use.part_of) for card in found)
+    papers = {(r.title, r.year) for card in found for r in card.references}
+    count = lambda folder, text: sum(path.read_text().count(text) for path in (root / "tests" / folder).glob("test_*.py"))
+    laws, claims = count("contracts", "\ndef test_"), sum(count(stage, "@pytest.mark.slow") for stage in STAGES)
+    studied = len(list((root / STUDIES).glob("*/README.md")))
+    counted = f"""**{len(found) - parts} techniques** and {parts} parts of them, from {len(papers)} papers; each equals a float64
+reference, and runs through {laws} contracts. {len(RECIPES)} recipes, {studied} studies, and {claims} tests that try published
+claims by training."""
+    run = json.loads((root / BENCH / "results" / "peers-amd-epyc-1.json").read_text())
+    rows = [f"| {work} | {whose} | {_times_as_fast(run, ours, theirs)} |" for work, ours, theirs, whose in PEERS]
+    machine = f"{run['machine']['device']}, one thread, JAX {run['machine']['jax']}"
+    table = ["| work | beside | times as fast |", "| --- | --- | ---: |", *rows]
+    note = f"{machine}; medians of one run by turns, of `python -m experiments.bench --suite peers`."
+    return "\n".join([counted, "", *table, "", note])
+
+
+def _times_as_fast(run: Mapping[str, Any], ours: str, theirs: str) -> str:
+    panel = next(panel for panel in run["panels"] if {ours, theirs} <= set(panel["subjects"]))
+    ratio = panel["subjects"][theirs]["median_ms"] / panel["subjects"][ours]["median_ms"]
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
+
+
+def demo(folder: Path, shown: int | None = None) -> str:
+    """The demo's table and picture in Markdown, from its ``results.json``; all rows, or the best ``shown`` and the baseline."""
     results = json.loads((folder / "results.json").read_text())
     rows = [cells(row) for row in summarise(results)]
+    if shown is not None:
+        rows = rows[:shown] + [row for row in rows[shown:] if row[0] == "baseline"]
     table = ["| " + " | ".join(HEADER) + " |", "| --- " + "| ---: " * (len(HEADER) - 1) + "|"]
     table += ["| " + " | ".join(row) + " |" for row in rows]
     seeds = results["config"]["seeds"]
@@ -67,15 +108,14 @@ def costs(folder: Path) -> str:
 
 
 def studies(root: Path) -> str:
-    """The studies whose results lie in the project: what each asks, its first picture, and where its tables are."""
+    """The studies whose results lie in the project: what each asks, and where its tables and pictures are."""
     parts = []
     for page in sorted((root / STUDIES).glob("*/README.md")):
         study = page.parent.name
         title, question, *_ = page.read_text().split("\n\n")
-        picture = next(line for line in page.read_text().splitlines() if line.startswith("!["))
-        tables = f"`python -m experiments.studies.{study}`: [tables and pictures]({STUDIES}/{study}/README.md)."
-        parts.append(f"**{title.removeprefix('# ')}.** {question} {tables}\n\n{picture.replace('](', f']({STUDIES}/{study}/')}")
-    return "\n\n".join(parts)
+        question = " ".join(question.split()).split("? ")[0].removesuffix("?")
+        parts.append(f"- [{title.removeprefix('# ')}]({STUDIES}/{study}/README.md): {question}?")
+    return "\n".join(parts)
 
 
 def take_over(folder: Path, root: Path) -> None:
@@ -101,11 +141,12 @@ def main() -> int:
     if len(sys.argv) > 1:
         take_over(Path(sys.argv[1]), ROOT)
     readme = ROOT / "README.md"
-    text = fill(readme.read_text(), "techniques", techniques())
+    text = fill(readme.read_text(), "numbers", numbers(ROOT))
     if (ROOT / RESULTS / "results.json").exists():
-        text = fill(text, "demo", demo(ROOT / RESULTS))
+        text = fill(text, "demo", demo(ROOT / RESULTS, SHOWN))
     text = fill(text, "studies", studies(ROOT))
     readme.write_text(text)
+    (ROOT / PICTURE).write_text(pipeline.svg())
     readme = ROOT / BENCH / "README.md"
     readme.write_text(fill(readme.read_text(), "bench", bench(ROOT / BENCH / "results")))
     page = ROOT / BENCH / "COSTS.md"

@@ -1,17 +1,19 @@
-"""The README says what is there: techniques, the demo's table, and examples that run."""
+"""The README says what is there: numbers, tables, the picture, and examples that run."""
 
 import functools
 import re
 
-from experiments import readme
+from experiments import pipeline, readme
 
 TEXT = (readme.ROOT / "README.md").read_text()
 
 
 def test_lists_and_table_are_up_to_date():
-    assert readme.fill(TEXT, "techniques", readme.techniques()) == TEXT, "run python -m experiments.readme"
-    assert readme.fill(TEXT, "demo", readme.demo(readme.ROOT / readme.RESULTS)) == TEXT, "run python -m experiments.readme"
+    assert readme.fill(TEXT, "numbers", readme.numbers(readme.ROOT)) == TEXT, "run python -m experiments.readme"
+    table = readme.demo(readme.ROOT / readme.RESULTS, readme.SHOWN)
+    assert readme.fill(TEXT, "demo", table) == TEXT, "run python -m experiments.readme"
     assert readme.fill(TEXT, "studies", readme.studies(readme.ROOT)) == TEXT, "run python -m experiments.readme"
+    assert (readme.ROOT / readme.PICTURE).read_text() == pipeline.svg(), "run python -m experiments.readme"
     text = (readme.ROOT / readme.BENCH / "README.md").read_text()
     tables = readme.bench(readme.ROOT / readme.BENCH / "results")
     assert tables and readme.fill(text, "bench", tables) == text, "run python -m experiments.readme"
@@ -29,8 +31,11 @@ def test_the_examples_run_as_they_stand():
     import regjax as rj
 
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert [len(block.strip().splitlines()) <= 12 for block in blocks] == [True] * 3
-    chain, transform, sparse = blocks
+    assert [len(block.strip().splitlines()) <= 12 for block in blocks] == [True] * 4
+    whole, chain, transform, sparse = blocks
+    first = {}
+    exec(whole, first)
+    assert first["updates"]["w"].shape == (64, 10) and bool(jnp.abs(first["updates"]["w"]).max() > 0)
     names = {"model": lambda params, images: images.reshape(len(images), -1) @ params["kernel"] + params["bias"], "jax": jax}
     setup = "import regjax as rj\n"
     exec(setup + transform, names)

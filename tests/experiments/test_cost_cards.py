@@ -74,7 +74,7 @@ def test_times_are_of_both_by_turns_and_donated_arguments_are_fresh():
     row = measuring.entry(made, counts, {**times, "ratio": 123.4, "low": 0.5, "high": 0.001, "ms": 7.0})
     machine = {"device": "d", "threads": 1, "cores": 2, "jax": "0"}
     text = measuring.markdown({"machine": machine, "turns": 3, "techniques": {"weights.slow": row}})
-    assert "### Weights" in text and "| `slow` | a copy of its arguments | [300, 300] | 123 (0.50 to 0.001) | 7.00 |" in text
+    assert "## Weights" in text and "| `slow` | a copy of its arguments | [300, 300] | 123 (0.50 to 0.001) | 7.00 |" in text
 
 
 def test_gradients_are_of_the_named_arguments():

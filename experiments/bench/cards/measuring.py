@@ -84,7 +84,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     for stage in catalog.STAGES:
         rows = [(name, row) for name, row in found.items() if name.startswith(f"{stage}.")]
         if rows:
-            lines += ["", f"### {stage.capitalize()}", "", _line(HEAD), "| --- | --- | --- |" + " ---: |" * (len(HEAD) - 3)]
+            lines += ["", f"## {stage.capitalize()}", "", _line(HEAD), "| --- | --- | --- |" + " ---: |" * (len(HEAD) - 3)]
             lines += [_line(_cells(name, row)) for name, row in rows]
     return "\n".join(lines)
 
