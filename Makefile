@@ -23,7 +23,7 @@ docs: env
 	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --nitpicky --jobs 2 docs docs/_build/html
 
 notebooks: env
-	PYTHONPATH=$(CURDIR) $(BIN)/jupyter execute --inplace --kernel_name=python3 notebooks/*.ipynb
+	$(BIN)/jupyter execute --inplace --kernel_name=python3 notebooks/*.ipynb
 
 lint: env
 	$(BIN)/ruff check .

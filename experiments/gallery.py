@@ -10,13 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 
 import regjax as rj
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 SIDE = 160
 

@@ -4,13 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 
 import regjax as rj
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 _bins = jax.jit(rj.diagnostics.reliability_bins, static_argnames="num_bins")
 _curves = jax.jit(jax.vmap(rj.diagnostics.risk_coverage))

@@ -7,12 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 HEADER = ("recipe", "accuracy %", "vs baseline", "NLL", "ECE %", "AURC x1000", "memorized %", "time", "FLOPs")
 

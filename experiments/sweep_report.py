@@ -4,15 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
 from experiments.plots import bare
 from experiments.studies.common import Table, save
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 SCALES = {"accuracy": (100.0, 1, "accuracy %"), "nll": (1.0, 3, "NLL")}
 """How a measure is shown: its factor, its digits and its name."""

@@ -421,3 +421,10 @@ def test_microbatches_inside_a_shard_map_are_the_whole_batch(checked):
     got, metrics = jax.jit(jax.shard_map(mapped.step, mesh=mesh, check_vma=checked, **specs))(state, BATCH)
     want, want_metrics = whole.step(state, BATCH)
     assert_close((got.params, got.memory, metrics), (want.params, want.memory, want_metrics), 1e-5)
+
+
+def test_a_model_state_that_init_was_not_given_is_named():
+    stateless = lambda params, state, images, **rest: apply_fn(params, STATE, images, **rest)
+    train = rj.make_train_step(rj.Recipe(optimizer=optax.sgd(0.1)), stateless, num_classes=K)
+    with pytest.raises(ValueError, match=r"make_train_step: model_state must be given to `init` as apply_fn returns it.*count"):
+        train.step(train.init(KEY, PARAMS), BATCH)

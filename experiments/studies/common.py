@@ -11,15 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
 import regjax as rj
 from experiments import commands
 from experiments.engine import SeedData, Task
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 SCHEMA = 1
 """The version of a study's ``results.json``."""

@@ -1,8 +1,22 @@
-"""The tests of one example stand together, so that they share its compiled program."""
+"""A law has a test for every example of the table to which it applies; those of one example share its compiled program."""
+
+import pytest
 
 from tests.contracts.table import EXAMPLES
 
 _ORDER = {id(example): position for position, example in enumerate(EXAMPLES)}
+
+
+@pytest.fixture(scope="session")
+def examples():
+    """The whole table, for what holds of several examples together."""
+    return EXAMPLES
+
+
+def pytest_generate_tests(metafunc):
+    """Laws get their examples."""
+    if applies := getattr(metafunc.function, "applies", None):
+        metafunc.parametrize("example", [e for e in EXAMPLES if applies(e)], ids=lambda e: e.name)
 
 
 def pytest_collection_modifyitems(items):

@@ -1,10 +1,13 @@
 """The laws of every technique as a function of arrays: compilation, batching, precision, gradients, keys, singular points."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.contracts.laws import law
 from tests.contracts.running import (
     arrays,
     assert_close,
@@ -17,13 +20,11 @@ from tests.contracts.running import (
     variant,
     weighted_sum,
 )
-from tests.contracts.table import EXAMPLES
 
 KEYS = [jax.random.key(seed) for seed in range(3)]
-named = pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e.name)
 
 
-@named
+@law()
 def test_compiled_is_eager_with_one_trace_and_keys_are_disciplined(example):
     traced = compiled(example)
     values = arrays(example)
@@ -52,7 +53,7 @@ def test_compiled_is_eager_with_one_trace_and_keys_are_disciplined(example):
         assert_finite(out, f"singular value {list(replacements)}")
 
 
-@named
+@law()
 def test_batched_scanned_and_rematerialised_equal_the_loop(example):
     problems = [variant(example, i) for i in range(2)]
     stacked = jax.tree.map(lambda *xs: np.stack(xs), *problems)
@@ -72,7 +73,7 @@ def test_batched_scanned_and_rematerialised_equal_the_loop(example):
     assert_close(batched, want, example.tolerance, "vmap and the loop differ")
 
 
-@named
+@law()
 def test_low_precision_in_declared_dtype_out(example):
     for dtype in (jnp.bfloat16, jnp.float16):
         low = arrays(example, dtype)
@@ -90,10 +91,7 @@ def test_low_precision_in_declared_dtype_out(example):
     assert_close(one(KEYS[0], low), one(KEYS[0], wide), allowed, "bfloat16 is not accumulated in float32")
 
 
-DIFFERENTIABLE = [e for e in EXAMPLES if e.wrt or e.frozen]
-
-
-@pytest.mark.parametrize("example", DIFFERENTIABLE, ids=lambda e: e.name)
+@law(lambda e: e.wrt or e.frozen)
 def test_gradients_equal_finite_differences_and_stop_where_promised(example):
     names = (*example.wrt, *example.frozen)
 
@@ -136,7 +134,8 @@ def test_gradients_equal_finite_differences_and_stop_where_promised(example):
                     for n in example.wrt
                     for g, d in zip(jax.tree.leaves(gradient[n]), jax.tree.leaves(move[n]), strict=True)
                 )
-                assert got == pytest.approx(want, rel=1e-5, abs=1e-7), "gradient and finite differences differ"
+                message = "gradient and finite differences differ"
+                np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7, err_msg=message)
         for replacements in example.singular:
             chosen, rest = split(arrays(example, jnp.float64, replacements))
             assert_finite(
@@ -145,10 +144,19 @@ def test_gradients_equal_finite_differences_and_stop_where_promised(example):
             )
 
 
-IDENTITIES = [e for e in EXAMPLES if e.identity is not None]
-
-
-@pytest.mark.parametrize("example", IDENTITIES, ids=lambda e: e.name)
+@law(lambda e: e.identity is not None)
 def test_strength_zero_is_the_plain_method(example):
     got, want = example.identity(KEYS[0], **arrays(example))
     assert_same(got, want, "strength 0 and the plain method differ")
+
+
+# Of an objective at strength 0 the gradient stands beside the value above.
+@pytest.mark.slow
+@law(lambda e: e.identity is not None and e.wrt and not e.surrogate and not e.name.startswith("objectives."))
+def test_gradient_at_strength_zero_is_that_of_the_plain_method(example):
+    values = arrays(example)
+    side = lambda i, chosen: weighted_sum(example.identity(KEYS[0], **{**values, **chosen})[i])
+    chosen = {name: values[name] for name in example.wrt}
+    got, want = (jax.jit(jax.grad(functools.partial(side, i), allow_int=True))(chosen) for i in range(2))
+    assert_finite(got, "strength 0")
+    assert_close(got, want, max(example.tolerance, 1e-4), "the gradients at strength 0 and of the plain method differ")

@@ -6,11 +6,10 @@ import jax
 import pytest
 from jax.sharding import AxisType
 
+from tests.contracts.laws import law
 from tests.contracts.running import KEY, assert_close, compiled, leaves, on_host
-from tests.contracts.table import EXAMPLES
 
 MESHES = {kind: jax.make_mesh((8,), ("data",), axis_types=(getattr(AxisType, kind),)) for kind in ("Auto", "Explicit")}
-SHARDED = [e for e in EXAMPLES if e.mesh and (e.rows or e.tree)]
 
 
 def spec(example, name, leaf) -> jax.P:
@@ -28,7 +27,7 @@ def place(example, values, mesh):
 
 # An Explicit mesh refuses what an Auto one gathers in silence: it is tried first.
 @pytest.mark.parametrize("kind", ["Explicit", pytest.param("Auto", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("example", SHARDED, ids=lambda e: e.name)
+@law(lambda e: e.mesh and (e.rows or e.tree))
 def test_sharded_over_a_mesh_equals_one_device(example, kind):
     values = on_host(example)
     want = compiled(example).on_one_device
@@ -39,11 +38,8 @@ def test_sharded_over_a_mesh_equals_one_device(example, kind):
         assert all(leaf.sharding.spec[0] == "data" for leaf in jax.tree.leaves(got)), "the result lost the batch's sharding"
 
 
-ROWWISE = [e for e in EXAMPLES if e.mapped is not None or (e.rows and e.result == "rows" and not e.random and e.mesh)]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("example", ROWWISE, ids=lambda e: e.name)
+@law(lambda e: e.mapped is not None or (e.rows and e.result == "rows" and not e.random and e.mesh))
 def test_shard_map_and_pmap_equal_one_device(example):
     values = on_host(example)
     want = compiled(example).on_one_device

@@ -3,16 +3,14 @@
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-import pytest
 
+from tests.contracts.laws import law
 from tests.contracts.running import arrays, assert_same
-from tests.contracts.table import EXAMPLES
 
-STATEFUL = [e for e in EXAMPLES if e.memory is not None]
 KEY = jax.random.key(0)
 
 
-@pytest.mark.parametrize("example", STATEFUL, ids=lambda e: e.name)
+@law(lambda e: e.memory is not None)
 def test_state_keeps_shapes_and_dtypes(example):
     state, apply = example.memory()
     for dtype in (jnp.float32, jnp.bfloat16):
@@ -22,9 +20,10 @@ def test_state_keeps_shapes_and_dtypes(example):
             assert (new.shape, new.dtype, new.weak_type) == (old.shape, old.dtype, False)
 
 
-def test_restored_states_continue_bit_for_bit(tmp_path):
+def test_restored_states_continue_bit_for_bit(tmp_path, examples):
     compiled = lambda apply: jax.jit(lambda state, values: apply(state, KEY, **values))
-    named = {f"{i}_{e.name.replace('.', '_')}": e for i, e in enumerate(STATEFUL)}
+    stateful = [e for e in examples if e.memory is not None]
+    named = {f"{i}_{e.name.replace('.', '_')}": e for i, e in enumerate(stateful)}
     steps = {name: (compiled(e.memory()[1]), arrays(e)) for name, e in named.items()}
     # Each after one step from its own initial state, all saved as one tree.
     states = {name: steps[name][0](e.memory()[0], steps[name][1])[1] for name, e in named.items()}

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+from tests.contracts.laws import law
 from tests.contracts.running import assert_close, assert_finite, assert_same
-from tests.contracts.table import EXAMPLES
 
-OBJECTIVES = [e for e in EXAMPLES if e.objective is not None]
-named = pytest.mark.parametrize("example", OBJECTIVES, ids=lambda e: e.name)
+of_objectives = law(lambda e: e.objective is not None)
 
 SIZES = (8, 16, 3)
 X = jax.random.normal(jax.random.key(1), (8, SIZES[0]))
@@ -41,7 +40,7 @@ def loss_with_state(params, batch, key=None):
     return loss(params, batch, key), {"mean": forward(params, batch[0]).mean(), "count": jnp.int32(3)}
 
 
-@named
+@of_objectives
 def test_signature_aux_and_keys(example):
     plain = jax.jit(jax.value_and_grad(example.objective(loss)))
     value, grad = plain(PARAMS, (X, Y))
@@ -60,10 +59,12 @@ def test_signature_aux_and_keys(example):
 
 
 @pytest.mark.slow
-@named
-def test_nests_with_every_other_under_transformations(example):
+@of_objectives
+def test_nests_with_every_other_under_transformations(example, examples):
+    others = [e for e in examples if e.objective is not None]
+
     def all_nested(params, batch):
-        values = [jax.value_and_grad(example.objective(other.objective(loss)))(params, batch) for other in OBJECTIVES]
+        values = [jax.value_and_grad(example.objective(other.objective(loss)))(params, batch) for other in others]
         return [v for v, _ in values], [g for _, g in values]
 
     assert_finite(jax.jit(all_nested)(PARAMS, (X, Y)), "nested")
@@ -82,15 +83,16 @@ def test_nests_with_every_other_under_transformations(example):
     assert_close(scanned, want, 1e-5, "scan")
 
 
-def test_gradients_accumulate_over_parts_of_a_batch():
+def test_gradients_accumulate_over_parts_of_a_batch(examples):
     """Two parts through `optax.MultiSteps` move the weights once, by the mean of their gradients, aux and keys included."""
+    objectives = [e for e in examples if e.objective is not None]
     tx = optax.MultiSteps(optax.sgd(0.1), 2)
     parts = (X[:4], Y[:4], jax.random.key(1)), (X[4:], Y[4:], jax.random.key(2))
 
     @jax.jit
     def both(params):
         ends = []
-        for example in OBJECTIVES:
+        for example in objectives:
             grad = jax.grad(example.objective(loss_with_state, has_aux=True), has_aux=True)
             grads = [grad(params, (x, y), key)[0] for x, y, key in parts]
             state, moved = tx.init(params), params
@@ -100,11 +102,11 @@ def test_gradients_accumulate_over_parts_of_a_batch():
             ends.append((moved, jax.tree.map(lambda p, a, b: p - 0.05 * (a + b), params, *grads)))
         return ends
 
-    for example, (got, want) in zip(OBJECTIVES, both(PARAMS), strict=True):
+    for example, (got, want) in zip(objectives, both(PARAMS), strict=True):
         assert_close(got, want, 1e-6, example.name)
 
 
-@named
+@of_objectives
 def test_flops_stay_within_the_declared_ratio(example):
     if example.flops is None:
         pytest.fail("a loss transform declares its FLOPs")

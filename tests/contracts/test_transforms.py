@@ -9,11 +9,10 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType
 
+from tests.contracts.laws import law
 from tests.contracts.running import assert_close, assert_finite, assert_same
-from tests.contracts.table import EXAMPLES
 
-TRANSFORMS = [e for e in EXAMPLES if e.transform is not None]
-named = pytest.mark.parametrize("example", TRANSFORMS, ids=lambda e: e.name)
+of_transforms = law(lambda e: e.transform is not None)
 
 KEYS = jax.random.split(jax.random.key(0), 4)
 PARAMS = {
@@ -43,7 +42,7 @@ def steps(tx, params=PARAMS, grads=GRADS, count=3, **extra):
     return params, state
 
 
-@named
+@of_transforms
 def test_composes_inside_optax(example):
     make = example.transform
     plain, _ = steps(make())
@@ -64,7 +63,7 @@ def test_composes_inside_optax(example):
     assert_close(careful, plain, 1e-6, "apply_if_finite")
 
 
-@named
+@of_transforms
 def test_state_is_stable_and_can_be_planned(example):
     tx = example.transform()
     state = tx.init(PARAMS)
@@ -80,7 +79,7 @@ def test_state_is_stable_and_can_be_planned(example):
         assert [u.dtype for u in jax.tree.leaves(updates)] == [g.dtype for g in jax.tree.leaves(grads)]
 
 
-@named
+@of_transforms
 def test_nnx_state_and_zero_gradients(example):
     plain, _ = steps(example.transform())
     wrapped = lambda tree: nnx.State(jax.tree.map(nnx.Param, tree))
@@ -91,7 +90,7 @@ def test_nnx_state_and_zero_gradients(example):
     assert_finite(steps(example.transform(), zeros, GRADS)[0], "zero parameters")
 
 
-@named
+@of_transforms
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_sharded_parameters_equal_one_device(example, kind):
     plain, _ = steps(example.transform())
@@ -104,7 +103,7 @@ def test_sharded_parameters_equal_one_device(example, kind):
     assert_close(again, plain, 1e-5, f"{kind} mesh")
 
 
-@named
+@of_transforms
 def test_flops_stay_within_the_declared_ratio(example):
     if example.flops is None:
         pytest.fail("a gradient transformation declares its FLOPs")

@@ -5,14 +5,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
+from tests.contracts.laws import law
 from tests.contracts.running import arrays, assert_close, leaves
-from tests.contracts.table import EXAMPLES
 
 KEY = jax.random.key(0)
-ON_TREES = [e for e in EXAMPLES if e.tree is not None]
+on_trees = law(lambda e: e.tree is not None)
 
 
 class Net(NamedTuple):
@@ -36,7 +35,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("example", ON_TREES, ids=lambda e: e.name)
+@on_trees
 def test_every_kind_of_tree_gives_the_same_and_keeps_its_structure(example):
     values = arrays(example)
     # Arguments of the same structure (gradients, initial weights) go along with the parameters.
@@ -52,7 +51,7 @@ def test_every_kind_of_tree_gives_the_same_and_keeps_its_structure(example):
     assert all(np.all(np.isfinite(leaf)) for leaf in leaves(empty) if leaf.dtype.kind == "f"), "the empty tree"
 
 
-@pytest.mark.parametrize("example", ON_TREES, ids=lambda e: e.name)
+@on_trees
 def test_leaves_that_are_no_floats_pass(example):
     values = arrays(example)
     structure = jax.tree.structure(values[example.tree])

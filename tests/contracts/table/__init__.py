@@ -5,8 +5,12 @@ import pkgutil
 
 from tests.contracts.example import Example
 
-EXAMPLES: tuple[Example, ...] = tuple(
-    example
-    for module in sorted(found.name for found in pkgutil.iter_modules(__path__))
-    for example in importlib.import_module(f"{__name__}.{module}").EXAMPLES
-)
+
+def __getattr__(name: str) -> tuple[Example, ...]:
+    """``EXAMPLES``, made when first asked for: one file of the table is imported without all the others."""
+    if name != "EXAMPLES":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    modules = sorted(found.name for found in pkgutil.iter_modules(__path__))
+    examples = tuple(example for module in modules for example in importlib.import_module(f"{__name__}.{module}").EXAMPLES)
+    globals()[name] = examples
+    return examples

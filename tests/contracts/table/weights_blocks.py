@@ -24,7 +24,8 @@ def plain(params, grad):
     chosen = rj.gradients.select_block(grad, rule="gsl", block_lipschitz=curvature)
     leaves, structure = jax.tree.flatten(params)
     moved = [
-        x - d / curvature[i] if i == chosen else x for i, (x, d) in enumerate(zip(leaves, jax.tree.leaves(grad), strict=True))
+        jnp.where(i == chosen, x - d / curvature[i], x)
+        for i, (x, d) in enumerate(zip(leaves, jax.tree.leaves(grad), strict=True))
     ]
     return jax.tree.unflatten(structure, moved)
 
