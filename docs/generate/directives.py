@@ -104,7 +104,7 @@ class MeasuredTable(SphinxDirective):
             raise self.error(str(error)) from error
         source = "All recipes on digits" if study == "demo" else study.replace("_", " ").capitalize()
         lines = [" | ".join(header), " | ".join(["---"] + ["---:"] * (len(header) - 1)), *map(" | ".join, body)]
-        text = "\n".join(f"| {line} |" for line in lines)
+        text = "\n".join(f"| {line} |" for line in lines).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
         found = self.parse_text_to_nodes(
             f"{text}\n\nFrom {{doc}}`{source} </studies/{study}>`, which says how it was measured.\n"
         )
