@@ -30,6 +30,7 @@ default_role = "card"
 nitpicky = True
 # Types of other libraries, whose documentation may be out of reach when this one is built.
 nitpick_ignore_regex = [
+    (r"py:exc", r"Nothing"),  # what a docstring says that it raises
     (r"py:exc", "Nothing"),
     (r"py:.*", r"(jax|jaxlib|numpy|optax|flax|collections|typing|np|jnp|nnx|Any|Callable|ArrayLike|Array).*"),
 ]
