@@ -31,7 +31,6 @@ nitpicky = True
 # Types of other libraries, whose documentation may be out of reach when this one is built.
 nitpick_ignore_regex = [
     (r"py:exc", r"Nothing"),  # what a docstring says that it raises
-    (r"py:exc", "Nothing"),
     (r"py:.*", r"(jax|jaxlib|numpy|optax|flax|collections|typing|np|jnp|nnx|Any|Callable|ArrayLike|Array).*"),
 ]
 exclude_patterns = ["_build", "generate"]
