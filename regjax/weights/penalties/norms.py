@@ -162,8 +162,8 @@ def group_lasso(params: PyTree, *, groups: Any = "out", size_weighted: bool = Fa
       params: a parameter tree.
       groups: ``"out"`` (default): one for each output unit or filter, the last axis, whose bias it keeps; ``"in"``: each
         input unit or channel, the last axis but one, from which nothing is left then; ``"kernel_position"``: each spatial
-        position of a convolution (the whole of a dense kernel); ``"leaf"``: each leaf; or a list of groups across leaves, each a list of paths ``"encoder/conv/kernel"``, which may
-        name subtrees and must be disjoint.
+        position of a convolution (the whole of a dense kernel); ``"leaf"``: each leaf; or a list of groups across
+        leaves, each a list of paths ``"encoder/conv/kernel"``, which may name subtrees and must be disjoint.
       size_weighted: whether a group counts times the root of its size; default False.
       where: which leaves: None (kernels, default; with groups written out, exactly those), "all", a predicate
         ``(path, leaf) -> bool``, or a tree of booleans.
