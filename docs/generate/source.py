@@ -25,7 +25,6 @@ class Module:
     def uses(self, node: ast.AST) -> set[str]:
         """The full names of the techniques that a node uses, also through functions and constants of the file."""
         found: set[str] = set()
-        names = {t.id: n for n in self.tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
         todo, seen = [node], set()
         while todo:
             current = todo.pop()
@@ -33,7 +32,7 @@ class Module:
                 found |= self._technique(part)
                 if isinstance(part, ast.Name) and part.id not in seen:
                     seen.add(part.id)
-                    todo += [where[part.id] for where in (self.functions, names) if part.id in where]
+                    todo += [where[part.id] for where in (self.functions, self._assigned) if part.id in where]
         return found
 
     def strings(self) -> set[str]:
@@ -43,10 +42,25 @@ class Module:
     def _technique(self, node: ast.AST) -> set[str]:
         if isinstance(node, ast.Call) and _dotted(node.func).endswith("Hooks"):  # a rate of the model's own layers
             return {f"layers.{keyword.arg}" for keyword in node.keywords} & set(_known())
-        dotted = _dotted(node)
+        return {self._full(_dotted(node)).removeprefix("regjax.")} & set(_known())
+
+    def _full(self, dotted: str) -> str:
+        """A dotted name as regjax has it, through the file's imports and the names that it gives to stages."""
         head, _, rest = dotted.partition(".")
-        full = ".".join(filter(None, (self._imported.get(head, ""), rest)))
-        return {full.removeprefix("regjax.")} & set(_known())
+        alias = _dotted(self._assigned[head]) if head in self._assigned else ""
+        means = self._imported.get(head) or (self._full(alias) if alias and alias != head else "")
+        return ".".join(filter(None, (means, rest)))
+
+    @functools.cached_property
+    def _assigned(self) -> dict[str, ast.expr]:
+        """What the names of the file stand for, also those assigned together."""
+        found: dict[str, ast.expr] = {}
+        for node in self.tree.body:
+            for target in node.targets if isinstance(node, ast.Assign) else ():
+                several = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
+                pairs = zip(target.elts, node.value.elts, strict=True) if several else [(target, node.value)]
+                found |= {name.id: value for name, value in pairs if isinstance(name, ast.Name)}
+        return found
 
     @functools.cached_property
     def _imported(self) -> dict[str, str]:
