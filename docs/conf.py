@@ -30,7 +30,7 @@ default_role = "card"
 nitpicky = True
 # Types of other libraries, whose documentation may be out of reach when this one is built.
 nitpick_ignore_regex = [
-    (r"py:exc", r"Nothing"),  # what a docstring says that it raises
+    (r"py:exc", r"Nothing\."),  # what a docstring says that it raises
     (r"py:.*", r"(jax|jaxlib|numpy|optax|flax|collections|typing|np|jnp|nnx|Any|Callable|ArrayLike|Array).*"),
 ]
 exclude_patterns = ["_build", "generate"]
@@ -41,7 +41,7 @@ autodoc_typehints = "none"
 autodoc_class_signature = "separated"
 autodoc_default_options = {"members": False}
 napoleon_use_ivar = True
-python_maximum_signature_line_length = 100
+python_maximum_signature_line_length = 300
 toc_object_entries = False
 
 nb_execution_mode = "off"

@@ -1,10 +1,13 @@
 """The pages of the benchmark, and the measured times of the cards, from the results' JSON."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+from docs.generate import names
 from docs.generate.pages import Pages, link, title, toctree
+from regjax import catalog
 
 BENCH = "experiments/bench"
 
@@ -29,8 +32,8 @@ def _sentence(row: dict[str, Any], machine: dict[str, Any]) -> str:
 
 def write(pages: Pages, root: Path) -> None:
     """Writes the page of the suites and that of the costs of all techniques."""
-    for name, page in (("suites", "README.md"), ("costs", "COSTS.md")):
-        pages.write(f"benchmarks/{name}.md", f"```{{include}} ../../{BENCH}/{page}\n:relative-images:\n```\n")
+    pages.write("benchmarks/suites.md", f"```{{include}} ../../{BENCH}/README.md\n:relative-images:\n```\n")
+    pages.write("benchmarks/costs.md", _linked((root / BENCH / "COSTS.md").read_text()))
     intro = """Ratios measured by turns in one run, and counts of XLA, which are the same on every run. All tables are
 made from the results in ``experiments/bench/results``."""
     rows = (
@@ -38,3 +41,15 @@ made from the results in ``experiments/bench/results``."""
         f"- {link('Cost of every technique', '/benchmarks/costs')}: beside its plain counterpart"
     )
     pages.write("benchmarks/index.rst", "\n\n".join([title("Benchmarks"), intro, rows, toctree(["suites", "costs"])]) + "\n")
+
+
+def _linked(page: str) -> str:
+    """The page of the costs with the techniques as links to their cards."""
+    known, stage, lines = catalog.techniques(), "", []
+    for line in page.splitlines():
+        stage = line.removeprefix("## ").lower() if line.startswith("## ") else stage
+        name = re.match(r"\| `(\w+)` \|", line)
+        if name and f"{stage}.{name[1]}" in known:
+            line = line.replace(f"`{name[1]}`", f"{{doc}}`{name[1]} </{names.slug(f'{stage}.{name[1]}')}>`", 1)
+        lines.append(line)
+    return "\n".join(lines) + "\n"

@@ -39,6 +39,7 @@ def write(pages: Pages, root: Path) -> None:
         pages.write(f"studies/{study}.md", f"{include}\n\n## Run it\n\n{command}\n")
         rows.append(f"- {link(_title(study), f'/studies/{study}')}: {_rst(question)}")
     demo = readme.demo(root / RESULTS / "demo").replace(f"]({RESULTS}", f"](../../{RESULTS}")
+    demo = re.sub(r"^\| (\w+) \|(?= \d)", r"| {ref}`\1 <recipe-\1>` |", demo, flags=re.MULTILINE)
     curves = f"![Accuracy over the epochs](../../{RESULTS}/demo/curves.png)"
     pages.write("studies/demo.md", f"# All recipes on digits\n\n{demo}\n\n{curves}\n\n```sh\nmake demo\n```\n")
     rows.insert(0, f"- {link('All recipes on digits', '/studies/demo')}: how do {len(recipes.used(root))} recipes compare?")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from regjax import catalog
 from tests.contracts.table import EXAMPLES
 
 _ORDER = {id(example): position for position, example in enumerate(EXAMPLES)}
@@ -16,7 +17,9 @@ def examples():
 def pytest_generate_tests(metafunc):
     """Laws get their examples."""
     if applies := getattr(metafunc.function, "applies", None):
-        metafunc.parametrize("example", [e for e in EXAMPLES if applies(e)], ids=lambda e: e.name)
+        slow = lambda e: [pytest.mark.slow] if metafunc.function.dear and catalog.card(e.name).use.part_of else []
+        found = [pytest.param(e, id=e.name, marks=slow(e)) for e in EXAMPLES if applies(e)]
+        metafunc.parametrize("example", found)
 
 
 def pytest_collection_modifyitems(items):

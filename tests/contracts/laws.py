@@ -12,11 +12,16 @@ from tests.contracts.example import Example
 _MODULES = ("arrays", "trees", "memory", "objectives", "transforms", "devices", "cards")
 
 
-def law(applies: Callable[[Example], Any] = lambda example: True) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes a law of a test with the argument ``example``: `conftest` gives it the examples for which ``applies`` is true."""
+def law(
+    applies: Callable[[Example], Any] = lambda example: True, *, dear: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a law of a test with the argument ``example``: `conftest` gives it the examples for which ``applies`` is true.
+
+    A ``dear`` law is marked slow for what is a part of another technique: the quick run tries it on the whole.
+    """
 
     def declare(test: Callable[..., None]) -> Callable[..., None]:
-        test.applies = applies
+        test.applies, test.dear = applies, dear
         return test
 
     return declare

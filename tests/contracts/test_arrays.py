@@ -53,7 +53,7 @@ def test_compiled_is_eager_with_one_trace_and_keys_are_disciplined(example):
         assert_finite(out, f"singular value {list(replacements)}")
 
 
-@law()
+@law(dear=True)
 def test_batched_scanned_and_rematerialised_equal_the_loop(example):
     problems = [variant(example, i) for i in range(2)]
     stacked = jax.tree.map(lambda *xs: np.stack(xs), *problems)
@@ -73,7 +73,7 @@ def test_batched_scanned_and_rematerialised_equal_the_loop(example):
     assert_close(batched, want, example.tolerance, "vmap and the loop differ")
 
 
-@law()
+@law(dear=True)
 def test_low_precision_in_declared_dtype_out(example):
     for dtype in (jnp.bfloat16, jnp.float16):
         low = arrays(example, dtype)

@@ -27,7 +27,7 @@ def place(example, values, mesh):
 
 # An Explicit mesh refuses what an Auto one gathers in silence: it is tried first.
 @pytest.mark.parametrize("kind", ["Explicit", pytest.param("Auto", marks=pytest.mark.slow)])
-@law(lambda e: e.mesh and (e.rows or e.tree))
+@law(lambda e: e.mesh and (e.rows or e.tree), dear=True)
 def test_sharded_over_a_mesh_equals_one_device(example, kind):
     values = on_host(example)
     want = compiled(example).on_one_device
