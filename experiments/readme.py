@@ -92,6 +92,8 @@ is the best of {min(points)} to {max(points)} points on validation images and ot
 some grids whose best point was their last were extended, so recipes had unequal search ({sum(points) + 1} points in all,
 in `{TUNING}`). One exception:
 `one_cycle` keeps peaks of at least the common rate, although lower ones did better there (86.6 % at a tenth)."""
+    if shown is not None:
+        text += f" Below stand the best {shown} of {len(results['recipes'])} recipes and the baseline; the picture shows all."
     return "\n".join([text, "", *table, "", f"![Test accuracy of every recipe]({RESULTS}/bars.png)"])
 
 
