@@ -17,6 +17,7 @@ code = lambda notebook: [cell for cell in notebook.cells if cell.cell_type == "c
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_at_a_tiny_size(path, monkeypatch):
     monkeypatch.setenv("REGJAX_TINY", "1")
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel draws into the notebook, unlike the tests
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     executed = NotebookClient(
         read(path), timeout=600, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}

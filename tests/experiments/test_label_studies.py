@@ -58,13 +58,11 @@ def test_a_folder_is_replaced_only_by_force_and_only_a_study(tmp_path):
         common.claim(folder, False)
     common.claim(folder, True)
 
-    # The README takes a study over, and shows its question and first picture.
-    (folder / "README.md").write_text("# Demo\n\nWhy?\n\nNumbers.\n\n![One](one.png)\n\n![Two](two.png)\n")
+    # The README takes a study over, and shows its question, without what stands behind it.
+    (folder / "README.md").write_text("# Demo\n\nWhy? On digits.\n\nNumbers.\n\n![One](one.png)\n\n![Two](two.png)\n")
     readme.take_over(folder, tmp_path)
     assert {path.name for path in (tmp_path / readme.STUDIES / "demo").iterdir()} == {"README.md", "results.json"}
-    section = readme.studies(tmp_path)
-    assert section.startswith("**Demo.** Why? `python -m experiments.studies.demo`: [tables")
-    assert section.endswith("![One](experiments/results/demo/one.png)")
+    assert readme.studies(tmp_path) == "- [Demo](experiments/results/demo/README.md): Why?"
 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("text")
