@@ -50,6 +50,7 @@ def page(full: str, card: catalog.Card, parts: list[str], evidence: Evidence, ti
     pieces.append(f".. py:{kind(full)}:: regjax.{full}{card.signature.removeprefix(card.name)}")
     if card.description:
         pieces.append(card.description)
+    pieces.append(f"Source: ``{names.source(full)}``")
     pieces += [title("Formula", "-"), text["Formula"]]
     pieces += [title("Arguments", "-"), arguments(text["Args"])]
     if card.strengths:

@@ -37,6 +37,11 @@ def slug(full_name: str) -> str:
     return f"techniques/{stage}/{name}{'_module' if twin and inspect.isclass(_techniques()[full_name]) else ''}"
 
 
+def source(full_name: str) -> str:
+    """The file in which a technique's code lies, below the root of the project."""
+    return inspect.unwrap(_techniques()[full_name]).__module__.replace(".", "/") + ".py"
+
+
 @functools.cache
 def kin(full_name: str) -> tuple[str, str | None]:
     """The stage and the folder of kin in which a technique's code lies; None where it lies in the stage itself."""
