@@ -91,7 +91,7 @@ def test_low_precision_in_declared_dtype_out(example):
     assert_close(one(KEYS[0], low), one(KEYS[0], wide), allowed, "bfloat16 is not accumulated in float32")
 
 
-@law(lambda e: e.wrt or e.frozen)
+@law(lambda e: e.wrt or e.frozen, dear=True)
 def test_gradients_equal_finite_differences_and_stop_where_promised(example):
     names = (*example.wrt, *example.frozen)
 
