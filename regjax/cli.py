@@ -88,7 +88,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _bound(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not value >= 0 or math.isinf(value):
         raise argparse.ArgumentTypeError(f"must be a finite number of at least 0, got {text}")
     return value

@@ -367,10 +367,11 @@ def _ungrouped(aux: Any, old_state: PyTree, old_memory: Any) -> Any:
         return jnp.mean(new, axis=0) if trees.is_float(new) else new[0]
 
     model_state, memory, metrics = aux
-    returned, given = str(jax.tree.structure(model_state)), str(jax.tree.structure(old_state))
+    returned: Any = jax.tree.structure(model_state)
+    given: Any = jax.tree.structure(old_state)
     if returned != given:
         expected = f"given to `init` as apply_fn returns it, {returned}"
-        checks.fail("make_train_step", "model_state", expected, checks._Verbatim(given))
+        checks.fail("make_train_step", "model_state", expected, checks._Verbatim(str(given)))
     if jax.tree.map(jnp.shape, memory) != jax.tree.map(jnp.shape, dict(old_memory)):
         checks.fail(
             "make_train_step", "objectives", "without groups of the batch (num_groups=1) beside techniques with memory", "groups"

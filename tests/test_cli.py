@@ -211,6 +211,10 @@ def test_alone_it_prints_help(capsys):
             ["list", "--max-flops", "-1"],
             "python -m regjax list: argument --max-flops: must be a finite number of at least 0, got -1",
         ),
+        (
+            ["list", "--max-bytes", "few"],
+            "python -m regjax list: argument --max-bytes: must be a finite number of at least 0, got few",
+        ),
         (["list", "--json", "--text"], "python -m regjax list: argument --text: not allowed with argument --json"),
         (["shew"], "python -m regjax: argument COMMAND: invalid choice: 'shew'"),
     ],
